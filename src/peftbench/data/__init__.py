@@ -1,0 +1,1 @@
+"""Prepared data: the embedded pack, its generators, the preparation into parquet and the nested draws."""

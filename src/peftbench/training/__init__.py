@@ -1,0 +1,1 @@
+"""Fine-tuning: batches, the loop and cached image features."""
