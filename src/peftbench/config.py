@@ -1,0 +1,218 @@
+"""Reading the configuration: typed, with every mistake named in one line by file, key and nearest valid name."""
+
+import ast
+import difflib
+import functools
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from peftbench.config_types import DatasetConfig, MainConfig, ModelConfig, StudyConfig
+from peftbench.errors import UserError
+
+T = TypeVar("T", bound=msgspec.Struct)
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _StrictLoader(_Loader):  # type: ignore[misc]
+    """YAML with two repairs: a repeated key is an error, and 2e-4 is a number (YAML 1.1 wants 2.0e-4)."""
+
+
+def _mapping(loader: Any, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, str | int) and key in seen:
+            line = key_node.start_mark.line + 1
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark) from (
+                UserError(str(line))
+            )
+        seen.add(key if isinstance(key, str | int) else repr(key))
+    loader.flatten_mapping(node)
+    return _Loader.construct_mapping(loader, node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file; ``UserError`` with file and line where it cannot be read."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{where}: not valid YAML: {problem}") from None
+
+
+def did_you_mean(name: Any, valid: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest valid name, else the list of them where it is short."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; there is {', '.join(names)}" if 0 < len(names) <= 24 else ""
+
+
+def typed(data: Any, kind: type[T], file: str, prefix: str = "") -> T:
+    """Plain data as a struct; ``UserError`` of one line with file and key where it does not fit."""
+    _check_keys(data, kind, file, prefix)
+    try:
+        return msgspec.convert(data, kind, strict=False)
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at `$")
+        key = ".".join(part for part in (prefix, where.rstrip("`").lstrip(".")) if part)
+        raise UserError(f"{file}: {key or 'top level'}: {message[0].lower()}{message[1:]}") from None
+
+
+def _check_keys(data: Any, kind: type[msgspec.Struct], file: str, prefix: str) -> None:
+    where = f"{file}: {prefix}: " if prefix else f"{file}: "
+    if not isinstance(data, dict):
+        raise UserError(f"{where}expected keys with values, got {type(data).__name__}")
+    hints = _hints(kind)
+    for key in data:
+        if key not in hints:
+            raise UserError(f"{where}unknown key {key!r}{did_you_mean(key, hints)}")
+    for field in msgspec.structs.fields(kind):
+        if field.required and field.name not in data:
+            raise UserError(f"{where}key {field.name!r} is missing")
+    for key, value in data.items():
+        inner = _struct_of(hints[key])
+        if inner is not None and value is not None:
+            _check_keys(value, inner, file, f"{prefix}.{key}" if prefix else str(key))
+
+
+@functools.cache
+def _hints(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _struct_of(hint: Any) -> type[msgspec.Struct] | None:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    found = [o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)]
+    return found[0] if found else None
+
+
+class Settings:
+    """All configuration of one workflow: the merged ``config.yaml`` and the files that it refers to, read when asked."""
+
+    def __init__(self, config: dict[str, Any], root: Path) -> None:
+        """``config`` is ``config/config.yaml`` with overlays merged; ``root`` the folder that holds ``config/``."""
+        self.root = root
+        self.main = typed(config, MainConfig, "config/config.yaml (with overlays)")
+        self._unique(self.main.lineup.models, "lineup.models")
+        self._unique(self.main.lineup.datasets, "lineup.datasets")
+        self._unique(self.main.studies, "studies")
+        self._unique(self.main.seeds, "seeds")
+        for name in self.main.lineup.models:
+            self._known("model", name, "config/config.yaml: lineup.models")
+        for name in self.main.lineup.datasets:
+            self._known("dataset", name, "config/config.yaml: lineup.datasets")
+        for name in self.main.studies:
+            self._known("study", name, "config/config.yaml: studies")
+        for name in self.main.methods:
+            self.check_method(name, "config/config.yaml: methods")
+
+    @classmethod
+    def from_files(cls, root: Path, overlays: Iterable[Path] = ()) -> "Settings":
+        """The settings as ``snakemake --configfile overlays`` would see them."""
+        merged = read_yaml(root / "config/config.yaml") or {}
+        for overlay in overlays:
+            merge(merged, read_yaml(overlay) or {})
+        return cls(merged, root)
+
+    def names(self, kind: str) -> list[str]:
+        """Names of all models, datasets or studies that have a file."""
+        return sorted(path.stem for path in (self.root / "config" / _FOLDERS[kind]).glob("*.yaml"))
+
+    def model(self, name: str, where: str) -> ModelConfig:
+        """A model's file; ``where`` says who asks."""
+        return self._file("model", name, ModelConfig, where)
+
+    def dataset(self, name: str, where: str) -> DatasetConfig:
+        """A data set's file; ``where`` says who asks."""
+        loaded = self._file("dataset", name, DatasetConfig, where)
+        self._module("metric", loaded.metric.name, f"config/datasets/{name}.yaml: metric.name")
+        if missing := {"train", "test"} - loaded.splits.keys():
+            raise UserError(f"config/datasets/{name}.yaml: splits: key {min(missing)!r} is missing")
+        return loaded
+
+    def study(self, name: str, where: str = "the command line") -> StudyConfig:
+        """A study's file; ``where`` says who asks."""
+        return self._file("study", name, StudyConfig, where)
+
+    def check_method(self, name: str, where: str) -> None:
+        """``UserError`` unless ``peftbench.methods`` has that method."""
+        self._module("method", name, where)
+
+    @functools.cached_property
+    def _loaded(self) -> dict[tuple[str, str], Any]:
+        return {}
+
+    def _file(self, kind: str, name: str, type_: type[T], where: str) -> T:
+        if (kind, name) not in self._loaded:
+            self._known(kind, name, where)
+            relative = f"config/{_FOLDERS[kind]}/{name}.yaml"
+            self._loaded[kind, name] = typed(read_yaml(self.root / relative), type_, relative)
+        return self._loaded[kind, name]
+
+    def _known(self, kind: str, name: str, where: str) -> None:
+        names = self.names(kind)
+        if name not in names:
+            raise UserError(f"{where}: unknown {_WORDS[kind]} {name!r}{did_you_mean(name, names)}")
+
+    def _module(self, kind: str, name: str, where: str) -> None:
+        known = module_names(kind)
+        if name not in known:
+            raise UserError(f"{where}: unknown {kind} {name!r}{did_you_mean(name, known)}")
+
+    def _unique(self, values: list[Any], key: str) -> None:
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(f"config/config.yaml: {key}: {value!r} stands there twice")
+
+
+_FOLDERS = {"model": "models", "dataset": "datasets", "study": "studies"}
+_WORDS = {"model": "model", "dataset": "data set", "study": "study"}
+_DECLARES = {"method": "Config", "metric": "score"}
+
+
+@functools.cache
+def module_names(kind: str) -> tuple[str, ...]:
+    """Names of all methods or metrics: the modules of their package that define ``Config`` or ``score``.
+
+    They are read, not imported: metrics may need heavy packages.
+    """
+    folder = Path(__file__).parent / f"{kind}s"
+    return tuple(path.stem for path in sorted(folder.glob("*.py")) if _DECLARES[kind] in _top_level_names(path))
+
+
+def _top_level_names(path: Path) -> set[str]:
+    definitions = (ast.ClassDef, ast.FunctionDef)
+    return {node.name for node in ast.parse(path.read_bytes()).body if isinstance(node, definitions)}
+
+
+def merge(into: dict[str, Any], overlay: dict[str, Any]) -> None:
+    """Update nested mappings as Snakemake merges configuration files: mappings merge, everything else replaces."""
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
+
+
+Check = Callable[[str, str], None]

@@ -1,0 +1,220 @@
+"""The configuration files as types. The text below each field is what ``config/README.md`` and the schemas say."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from peftbench.spec import (
+    Connector,
+    Execution,
+    ModelNames,
+    Name,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Precision,
+    Prompt,
+    Schedule,
+)
+
+StudyName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$")]
+"""Also the name of a Snakemake target: lower-case letters, digits, underscores."""
+Average = Literal["all", "seen", "unseen"]
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all configuration types."""
+
+
+class Lineup(Config):
+    """The models and data sets that ``lineup`` stands for in a study's axes."""
+
+    models: list[Name]
+    """Files of ``config/models``, without suffix."""
+    datasets: list[Name]
+    """Files of ``config/datasets``, without suffix, in the order of the tables' columns."""
+
+
+class Training(Config):
+    """How every run trains, unless a study says otherwise. Learning rates of PEFT modules belong to the methods."""
+
+    epochs: PositiveInt = 3
+    """Passes over the training examples."""
+    global_batch: PositiveInt = 128
+    """Examples per optimiser step, whatever the number of devices and the micro-batch."""
+    max_length: PositiveInt = 2048
+    """Longest sequence in tokens, image patches included."""
+    precision: Precision | None = None
+    """Type of the frozen weights, for training and prediction: fp32 or bf16; null: what the model's file says."""
+    eval_loss: bool = False
+    """Measure the loss on the test split after each epoch."""
+    connector_learning_rate: NonNegativeFloat = 2e-5
+    """Peak learning rate of the connector, where it is tuned."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Of AdamW."""
+    beta1: NonNegativeFloat = 0.9
+    """Of AdamW."""
+    beta2: NonNegativeFloat = 0.999
+    """Of AdamW."""
+    eps: NonNegativeFloat = 1e-8
+    """Of AdamW."""
+    schedule: Schedule = "cosine"
+    """Learning rate after warm-up: cosine (to 0), linear (to 0) or constant."""
+    warmup_ratio: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
+    max_grad_norm: NonNegativeFloat | None = None
+    """Gradients are clipped to this norm; null: not clipped, as in the paper's LLaVA runs."""
+
+
+class Evaluation(Config):
+    """How answers are generated."""
+
+    batch_size: PositiveInt = 16
+    """Examples generated together. Part of a result's identity: half-precision outputs depend on it."""
+    merge: Literal["auto", "never"] = "auto"
+    """auto: methods that merge exactly (LoRA, IA3) are merged into the weights before generation."""
+
+
+class Identity(Config):
+    """Which installed packages are part of a result's identity."""
+
+    packages: list[str] = ["torch", "transformers", "peft", "tokenizers"]  # noqa: RUF012 (msgspec copies it)
+    """Packages that can change results; each counts in the stages whose code imports it."""
+    granularity: Literal["major", "minor", "patch", "none"] = "minor"
+    """Part of the version that counts: with minor, 2.13.0 and 2.13.1 are the same, 2.14.0 is not."""
+
+
+class Report(Config):
+    """What the page of a study shows."""
+
+    gallery: NonNegativeInt = 4
+    """Test images per data set, with the answer of each method."""
+
+
+class MainConfig(Config):
+    """``config/config.yaml``: what to run, and how."""
+
+    lineup: Lineup
+    """What ``lineup`` stands for in studies."""
+    studies: list[StudyName]
+    """The studies that a plain ``snakemake`` makes."""
+    seeds: Annotated[list[int], Meta(min_length=1)] = [42]  # noqa: RUF012
+    """Seeds of training (initialisation, data order, dropout) and of the subsets; studies may name their own."""
+    training: Training = Training()
+    """Settings of training."""
+    methods: dict[Name, dict[str, Any]] = {}
+    """Settings per method that differ from its defaults (``src/peftbench/methods/<method>.py``)."""
+    evaluation: Evaluation = Evaluation()
+    """Settings of prediction."""
+    identity: Identity = Identity()
+    """Which package versions make another result."""
+    report: Report = Report()
+    """Contents of the page."""
+    execution: Execution = Execution()
+    """How jobs run: nothing here changes a result's identity, so nothing here causes reruns."""
+
+
+class ModelConfig(Config):
+    """``config/models/<name>.yaml``: one base model."""
+
+    title: str
+    """Name in tables and figures."""
+    source: dict[str, Any]
+    """``kind`` (a module of ``peftbench.models`` that can build or fetch it) and the settings of that kind."""
+    names: ModelNames
+    """Where its parts are."""
+    parameters: dict[str, int] = {}
+    """Published parameter counts by component; checked against the built model where given."""
+    cache_vision: bool = False
+    """Whether features of the frozen vision tower may be kept between runs: saves time, costs disk."""
+    precision: Precision = "bf16"
+    """Type of the frozen weights, unless the training settings name one."""
+    training: dict[str, Any] = {}
+    """Training settings of this model that differ from those of ``config.yaml``; a study's come last."""
+
+
+class Metric(Config):
+    """Which metric scores a data set."""
+
+    name: Name
+    """A module of ``peftbench.metrics``."""
+    settings: dict[str, Any] = {}
+    """Settings of that metric."""
+
+
+class DatasetDecoding(Config):
+    """How long answers get."""
+
+    max_new_tokens: PositiveInt
+    """Most tokens generated per answer."""
+
+
+class DatasetConfig(Config):
+    """``config/datasets/<name>.yaml``: one data set."""
+
+    title: str
+    """Name in figures and on the page."""
+    table_label: str
+    """Column heading in tables."""
+    stands_for: str
+    """Column of the paper's tables that it is or imitates."""
+    seen: bool
+    """Whether the base models were trained on this task before."""
+    source: dict[str, Any]
+    """``kind`` (a module of ``peftbench.data``), ``generator`` where the kind has several, and their settings."""
+    splits: dict[Name, NonNegativeInt]
+    """Examples per split: train and test."""
+    prompt: Prompt
+    """Wording of the user's turn."""
+    metric: Metric
+    """How answers are scored."""
+    decoding: DatasetDecoding
+    """Length of answers."""
+
+
+class StudyConfig(Config):
+    """``config/studies/<name>.yaml``: one table, its figure and its page, as a view over runs."""
+
+    title: str
+    """Heading of the table, the figure and the page."""
+    axes: dict[str, Any]
+    """The grid: ``model``, ``dataset``, ``method`` (required), ``connector``, ``location``, ``train_size``, ``seed``, any
+    key of ``training``, any setting of a method (``rank``, or ``lora.rank`` for one method). Each is a value or a list;
+    ``model`` and ``dataset`` also take ``lineup``, ``dataset`` takes ``seen`` and ``unseen``."""
+    kind: Literal["table"] = "table"
+    """What is made."""
+    exclude: list[dict[str, Any]] = []
+    """Combinations to leave out: each entry maps axes to a value or a list of values."""
+    include_base: bool = False
+    """Add the untuned base model as a row."""
+    training: dict[str, Any] = {}
+    """Training settings of this study that differ from those of ``config.yaml``."""
+    methods: dict[Name, dict[str, Any]] = {}
+    """Settings per method that differ from those of ``config.yaml``."""
+    columns: str = "dataset"
+    """The axis across the table."""
+    rows: list[str] = ["model", "method", "connector"]  # noqa: RUF012
+    """The axes down the table, outermost first."""
+    averages: list[Average] = []
+    """Averages over the columns: all, seen, unseen."""
+    published: str | None = None
+    """File of ``paper/tables`` (without suffix) whose values stand beside ours."""
+    note: str = ""
+    """What these numbers do and do not tell; one line on the page."""
+
+
+class Defaults(Config):
+    """Values of the axes that a study does not name."""
+
+    connector: Connector = "tuned"
+    location: Literal["default"] = "default"
+    train_size: Literal["full"] = "full"
+
+
+FILES: dict[str, type[Config]] = {
+    "config": MainConfig,
+    "model": ModelConfig,
+    "dataset": DatasetConfig,
+    "study": StudyConfig,
+}
+"""Name of a schema -> type of the files it describes."""

@@ -1,0 +1,285 @@
+"""Fingerprint of the code behind a result: the syntax trees of everything its script can import.
+
+Comments, docstrings, formatting, positions and ``if TYPE_CHECKING`` blocks do not count; imports inside functions
+do. Modules of this package are followed, other packages enter by version. A module may declare
+
+- ``FINGERPRINT_FILES = ("templates/x.jinja",)``: data files beside it whose bytes count too;
+- ``FINGERPRINT_EXEMPT = "why"``: it carries or names results but cannot change one (locks, records, the worker), so
+  neither it nor what it imports counts. ``tests/test_fingerprint.py`` holds the list of such modules.
+
+Imports through computed names are invisible: whoever loads a module by name (methods, metrics, data sources) hands
+that module over as a component (``peftbench.stages``).
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from peftbench.errors import UserError
+
+FINGERPRINT_EXEMPT = "names results; does not compute them"
+PACKAGE = "peftbench"
+HASH_LENGTH = 8
+IMPLIED_PACKAGES = {"transformers": ("tokenizers",)}
+"""Packages that decide results whenever another one is imported, though no module of ours names them."""
+
+Code = dict[str, dict[str, str]]
+"""``{"modules": {name: hash}, "packages": {name: version}}``; names of modules without the package's own."""
+
+
+class Module:
+    """One parsed source file: its hash, and what it imports."""
+
+    def __init__(self, name: str, path: Path, is_package: bool, resolver: "Fingerprinter") -> None:
+        try:
+            source = path.read_bytes()
+            tree = ast.parse(source)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except SyntaxError as error:
+            raise UserError(f"{path}, line {error.lineno}: syntax error: {error.msg}") from None
+        self.name = name
+        self.path = path
+        self.is_package = is_package
+        constants = dict(_string_constants(tree))
+        self.exempt = "FINGERPRINT_EXEMPT" in constants
+        self.files: tuple[str, ...] = tuple(constants.get("FINGERPRINT_FILES", ()))
+        body = _dump(tree)
+        self.hash = hashlib.sha256(body.encode()).hexdigest()[:HASH_LENGTH] if body != "Module" else ""
+        """"" for a file without code: adding an empty ``__init__.py`` changes nothing."""
+        self.imports: set[str] = set()
+        self.third_party: set[str] = set()
+        for target in self._targets(tree, resolver):
+            if target == PACKAGE or target.startswith(PACKAGE + "."):
+                self.imports.update(resolver.parents_and_self(target))
+            else:
+                self.third_party.add(target.partition(".")[0])
+
+    def _targets(self, tree: ast.AST, resolver: "Fingerprinter") -> Iterator[str]:
+        for node in _runtime_nodes(tree):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = self._absolute(node)
+                yield base
+                yield from (f"{base}.{a.name}" for a in node.names if resolver.locate(f"{base}.{a.name}"))
+            elif isinstance(node, ast.Call) and node.args and _called_name(node.func) == "import_module":
+                argument = node.args[0]
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    yield argument.value
+
+    def _absolute(self, node: ast.ImportFrom) -> str:
+        if not node.level:
+            return node.module or ""
+        parts = self.name.split(".")
+        parts = parts[: len(parts) - node.level + (1 if self.is_package else 0)]
+        return ".".join([*parts, *([node.module] if node.module else [])])
+
+
+class Fingerprinter:
+    """Fingerprints of the code under one package folder; parses each file once."""
+
+    def __init__(self, package_dir: Path) -> None:
+        self.package_dir = package_dir
+        self._modules: dict[str, Module] = {}
+        self._files: dict[Path, str] = {}
+        self._located: dict[str, tuple[Path, bool] | None] = {}
+        self._closures: dict[tuple[Path, tuple[str, ...], tuple[str, ...]], tuple[Code, frozenset[str]]] = {}
+
+    def locate(self, name: str) -> tuple[Path, bool] | None:
+        """File of a module of the package and whether it is an ``__init__``; None where there is no such module."""
+        if name not in self._located:
+            self._located[name] = self._find(name)
+        return self._located[name]
+
+    def _find(self, name: str) -> tuple[Path, bool] | None:
+        if name != PACKAGE and not name.startswith(PACKAGE + "."):
+            return None
+        base = self.package_dir.joinpath(*name.split(".")[1:])
+        if (base / "__init__.py").is_file():
+            return base / "__init__.py", True
+        if name != PACKAGE and base.with_name(base.name + ".py").is_file():
+            return base.with_name(base.name + ".py"), False
+        return None
+
+    def parents_and_self(self, name: str) -> Iterator[str]:
+        """The packages above a module, which Python runs first, and the module, as far as they are files."""
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            prefix = ".".join(parts[:end])
+            if self.locate(prefix):
+                yield prefix
+
+    def module(self, name: str) -> Module:
+        """The parsed module of that name; ``UserError`` where there is none."""
+        if name not in self._modules:
+            located = self.locate(name)
+            if located is None:
+                raise UserError(f"module {name} does not exist under {self.package_dir}")
+            self._modules[name] = Module(name, *located, resolver=self)
+        return self._modules[name]
+
+    def code(self, script: Path, components: Iterable[str] = (), files: Iterable[str] = ()) -> Code:
+        """Hashes of all code that can run in a job of that script.
+
+        ``components`` are modules that it loads by name, ``files`` are data files relative to the package's folder.
+        The packages are listed without their versions (see ``with_versions``).
+        """
+        key = (script, tuple(components), tuple(files))
+        if key not in self._closures:
+            self._closures[key] = self._close(*key)
+        return self._closures[key][0]
+
+    def packages(self, script: Path, components: Iterable[str] = (), files: Iterable[str] = ()) -> frozenset[str]:
+        """Top-level names of everything else that the same code imports."""
+        key = (script, tuple(components), tuple(files))
+        self.code(*key)
+        return self._closures[key][1]
+
+    def _close(
+        self, script: Path, components: tuple[str, ...], files: tuple[str, ...]
+    ) -> tuple[Code, frozenset[str]]:
+        start = Module(script.stem, script, False, self)
+        hashes = {script.name: start.hash}
+        third_party = set(start.third_party)
+        waiting = sorted(start.imports.union(*(self.parents_and_self(name) for name in components)))
+        for name in components:
+            self.module(name)  # a missing component is an error, a missing import is Python's business
+        seen = set(waiting)
+        while waiting:
+            module = self.module(waiting.pop())
+            if module.exempt:
+                continue
+            third_party |= module.third_party
+            label = module.name.removeprefix(PACKAGE + ".")
+            if module.hash:
+                hashes[label] = module.hash
+            for file in module.files:
+                hashes[f"{label}:{file}"] = self._file_hash(module.path.parent / file, module.path)
+            fresh = module.imports - seen
+            seen |= fresh
+            waiting.extend(fresh)
+        for file in files:
+            hashes[file] = self._file_hash(self.package_dir / file, script)
+        return {"modules": dict(sorted(hashes.items())), "packages": {}}, frozenset(third_party)
+
+    def _file_hash(self, path: Path, wanted_by: Path) -> str:
+        if path not in self._files:
+            try:
+                with path.open("rb") as stream:
+                    self._files[path] = hashlib.file_digest(stream, "sha256").hexdigest()[:HASH_LENGTH]
+            except OSError as error:
+                raise UserError(f"{path} (wanted by {wanted_by.name}): {error.strerror}") from None
+        return self._files[path]
+
+
+def with_versions(code: Code, imported: frozenset[str], packages: Iterable[str], granularity: str) -> Code:
+    """The code with the versions of those ``packages`` that it imports, cut to ``granularity``."""
+    reached = set(imported)
+    for name, implied in IMPLIED_PACKAGES.items():
+        if name in imported:
+            reached.update(implied)
+    versions = {} if granularity == "none" else {p: cut_version(p, granularity) for p in packages if p in reached}
+    return {"modules": code["modules"], "packages": dict(sorted(versions.items()))}
+
+
+def cut_version(package: str, granularity: str) -> str:
+    """Installed version of a package, cut after its major, minor or patch number; ``none`` where it is missing."""
+    version = _version(package)
+    public = version.partition("+")[0]
+    return ".".join(public.split(".")[: {"major": 1, "minor": 2, "patch": 3}[granularity]])
+
+
+def changes(planned: Code, live: Code) -> list[str]:
+    """What differs between the code of a ticket and the code on disk, one phrase each."""
+    found = []
+    for name in sorted(planned["modules"].keys() | live["modules"].keys()):
+        before, now = planned["modules"].get(name), live["modules"].get(name)
+        if before != now:
+            verb = "changed" if before and now else "is new" if now else "is no longer used"
+            found.append(f"{name} {verb}")
+    for name, version in planned["packages"].items():
+        installed = _version(name)
+        if installed != version and not installed.partition("+")[0].startswith(version + "."):
+            found.append(f"{name} was {version}, is {installed}")
+    return found
+
+
+def installed_package_dir() -> Path:
+    """Folder of the package that is running."""
+    return Path(__file__).parent
+
+
+@cache
+def default_fingerprinter() -> Fingerprinter:
+    """The fingerprinter of the package that is running; one per process."""
+    return Fingerprinter(installed_package_dir())
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _string_constants(tree: ast.Module) -> Iterator[tuple[str, Any]]:
+    """The module's ``FINGERPRINT_*`` declarations."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name.startswith("FINGERPRINT_"):
+                try:
+                    yield name, ast.literal_eval(node.value)
+                except ValueError:
+                    raise UserError(f"{name} must be a literal, line {node.lineno}") from None
+
+
+def _called_name(function: ast.expr) -> str:
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ""
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and _called_name(node.test) == "TYPE_CHECKING"
+
+
+def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below one, without what stands under ``if TYPE_CHECKING``."""
+    yield node
+    children: Iterable[ast.AST] = node.orelse if _is_type_checking(node) else ast.iter_child_nodes(node)  # type: ignore[attr-defined]
+    for child in children:
+        yield from _runtime_nodes(child)
+
+
+def _dump(node: Any) -> str:
+    """A tree as text: names of nodes and their set fields, no positions, no bare strings.
+
+    Empty fields are left out, so fields that a later Python adds (``type_params``) do not show until they are used.
+    """
+    if isinstance(node, list):
+        parts = [text for item in node if (text := _dump(item))]
+        return f"[{','.join(parts)}]" if parts else ""
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        return ""
+    if _is_type_checking(node):
+        return _dump(node.orelse)  # type: ignore[attr-defined]
+    fields = []
+    for field in node._fields:
+        value = getattr(node, field, None)
+        if value is None and not (field == "value" and isinstance(node, ast.Constant)):
+            continue
+        if field in ("ctx", "kind", "type_comment"):
+            continue
+        text = _dump(value)
+        if text:
+            fields.append(f"{field}={text}")
+    return f"{type(node).__name__}({','.join(fields)})" if fields else type(node).__name__

@@ -1,0 +1,177 @@
+"""Parts of a model by name: target patterns, the partition of its parameters, and its sizes.
+
+Everything here works on the module paths of ``ModelNames``; nothing branches on a model's name. The module itself
+imports nothing heavy, so that planning can count parameters without torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from peftbench.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from peftbench.spec import ModelNames
+
+COMPONENTS = ("language", "connector", "vision", "embeddings")
+"""Every parameter of a base model belongs to exactly one of these."""
+
+
+class Dims(msgspec.Struct, frozen=True):
+    """Sizes that decide how many parameters a method adds.
+
+    ``attention`` and ``mlp`` are the leaf paths of ``ModelNames``; ``linear`` maps each to ``(in_features,
+    out_features)``. ``hidden`` is the width of the residual stream (the output of the last MLP layer).
+    """
+
+    layers: int
+    attention: list[str]
+    mlp: list[str]
+    linear: dict[str, tuple[int, int]]
+    kv_heads: int
+    head_dim: int
+    hidden: int
+
+
+def places(location: str, default: str, allowed: Sequence[str], method: str) -> tuple[bool, bool]:
+    """Which parts of a decoder layer a method touches, as ``(attention, mlp)``.
+
+    ``default`` is what the location "default" means for this method. Raises ``UserError`` where the method
+    cannot be placed there.
+    """
+    chosen = default if location == "default" else location
+    if chosen not in allowed:
+        raise UserError(
+            f"method {method} cannot be placed at location {chosen}: use {' or '.join(allowed)} (or default)"
+        )
+    return chosen in ("attn", "both"), chosen in ("mlp", "both")
+
+
+def key_value_leaves(attention: list[str]) -> list[str]:
+    """Leaf paths whose outputs are the keys and the values.
+
+    ``ModelNames.attention`` lists query, key, value, output in the order of the forward pass. Where the three are
+    fused into one layer there is no key or value output to scale; the output projection stands in for them, as the
+    paper's code does for Qwen-VL.
+    """
+    return attention[1:3] if len(attention) == 4 else attention[-1:]
+
+
+def target_regex(names: ModelNames, leaves: Iterable[str]) -> str:
+    """Pattern of the full module paths of ``leaves`` in every decoder layer.
+
+    peft matches a string target with ``re.fullmatch`` on the path inside the base model, so a module of the same
+    leaf name elsewhere (the vision tower has a ``q_proj`` too) is never hit.
+    """
+    return rf"(?:{names.layers})\.(?:{'|'.join(re.escape(leaf) for leaf in leaves)})"
+
+
+def decoder_layers(model: nn.Module, names: ModelNames) -> dict[str, nn.Module]:
+    """The decoder layers by path, in order; ``UserError`` where the pattern matches none."""
+    pattern = re.compile(names.layers)
+    found = {path: module for path, module in model.named_modules() if pattern.fullmatch(path)}
+    if not found:
+        raise UserError(
+            f"model file: layers: the pattern {names.layers!r} matches no module of {type(model).__name__}"
+        )
+    return found
+
+
+def measure_dims(model: nn.Module, names: ModelNames) -> Dims:
+    """Read the sizes off a base model (real, or on the meta device).
+
+    Raises ``UserError`` where a leaf of the model file is missing or layers differ in shape.
+    """
+    per_layer = []
+    layers = decoder_layers(model, names)
+    for path, layer in layers.items():
+        shapes = {}
+        for leaf in [*names.attention, *names.mlp]:
+            try:
+                module = layer.get_submodule(leaf)
+            except AttributeError:
+                raise UserError(f"model file: {leaf} is not a module of {path}") from None
+            shapes[leaf] = (int(module.in_features), int(module.out_features))  # type: ignore[arg-type]
+        kv_heads, head_dim = head_shape(layer.get_submodule(names.attention_module))
+        per_layer.append((shapes, kv_heads, head_dim))
+    if any(layer != per_layer[0] for layer in per_layer):
+        raise UserError(f"model file: layers: the layers matched by {names.layers!r} differ in shape")
+    shapes, kv_heads, head_dim = per_layer[0]
+    return Dims(
+        layers=len(layers),
+        attention=list(names.attention),
+        mlp=list(names.mlp),
+        linear=shapes,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        hidden=shapes[names.mlp[-1]][1],
+    )
+
+
+def head_shape(attention: Any) -> tuple[int, int]:
+    """``(key-value heads, head size)`` of a transformers attention module; grouped-query attention has fewer."""
+    config = attention.config
+    heads = int(config.num_attention_heads)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(attention, "head_dim", None) or config.hidden_size // heads
+    return int(kv_heads), int(head_dim)
+
+
+def partition(model: nn.Module, names: ModelNames) -> dict[str, str]:
+    """Component of each parameter of a base model, by parameter path.
+
+    The longest matching prefix wins, since a connector may live inside the vision tower (Qwen2-VL's merger). What
+    no prefix claims is language if it lies in the module that holds the decoder layers. Raises ``UserError`` for a
+    parameter that nobody or more than one component claims, and for a prefix that matches nothing.
+    """
+    from os.path import commonprefix
+
+    claims = {
+        prefix: component
+        for component, prefixes in (
+            ("connector", names.connector),
+            ("vision", names.vision),
+            ("embeddings", names.embeddings),
+        )
+        for prefix in prefixes
+    }
+    if len(claims) < len(names.connector) + len(names.vision) + len(names.embeddings):
+        raise UserError("model file: the same prefix stands under two of connector, vision and embeddings")
+    paths = list(decoder_layers(model, names))
+    # "model.language_model.layers.0" and ".1" share "model.language_model.layers."; its parent is the language model.
+    shared = commonprefix(paths) if len(paths) > 1 else paths[0].rsplit(".", 1)[0] + "."
+    root = shared.rsplit(".", 1)[0].rpartition(".")[0]
+    used: set[str] = set()
+    result: dict[str, str] = {}
+    for path, _ in model.named_parameters():
+        prefix = max((p for p in claims if path == p or path.startswith(p + ".")), key=len, default=None)
+        if prefix is not None:
+            used.add(prefix)
+            result[path] = claims[prefix]
+        elif not root or path.startswith(root + "."):
+            result[path] = "language"
+        else:
+            raise UserError(
+                f"model file: parameter {path} belongs to none of connector, vision, embeddings and {root}: "
+                "name its module under one of them"
+            )
+    # Tied weights appear once in named_parameters, so an unused embeddings prefix is an alias if its module exists.
+    modules = dict(model.named_modules())
+    for prefix, component in claims.items():
+        if prefix not in used and not (component == "embeddings" and prefix in modules):
+            raise UserError(f"model file: {component}: {prefix} matches no parameter of {type(model).__name__}")
+    return result
+
+
+def component_counts(components: dict[str, str], model: nn.Module) -> dict[str, int]:
+    """Parameters per component of a base model."""
+    counts = dict.fromkeys(COMPONENTS, 0)
+    for path, parameter in model.named_parameters():
+        counts[components[path]] += parameter.numel()
+    return counts

@@ -1,0 +1,218 @@
+"""Results on disk: whole or not there, and written by one process at a time.
+
+Files are written under a temporary name in their own folder, synced and renamed. A result folder is filled by way
+of a ``.partial-*`` folder inside it; its ``record.json`` is written last, so a result exists if and only if its record
+does.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from msgspec import Struct
+
+from peftbench.canonical import DIGEST_LENGTH, canonical_json, digest_of_text, identity_text
+from peftbench.errors import UserError
+
+FINGERPRINT_EXEMPT = "moves bytes; does not compute them"
+RECORD = "record.json"
+PARTIAL = ".partial-"
+
+
+class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a finished job leaves: what it was asked, with which code and inputs, what came out and at what cost."""
+
+    stage: str
+    digest: str
+    label: str
+    spec: dict[str, Any]
+    code: dict[str, dict[str, str]]
+    inputs: dict[str, str]
+    facts: dict[str, Any]
+    """What the stage reports: counts, losses, throughput, sha256 of its files."""
+    provenance: dict[str, Any]
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, sync it and give it its name.
+
+    Nothing of it stays after an error; a full disk is a ``UserError`` of one line.
+    """
+    with no_space_in_one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        temporary = Path(name)
+        try:
+            os.close(handle)
+            write(temporary)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def atomic_bytes(path: Path, data: bytes) -> None:
+    """Write bytes; see ``atomic_write``."""
+    atomic_write(path, lambda temporary: temporary.write_bytes(data))
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with line ends as given; see ``atomic_write``."""
+    atomic_bytes(path, text.encode())
+
+
+def atomic_json(path: Path, value: Any) -> None:
+    """Write plain data or structs as readable JSON with sorted keys; NaN is a ``ValueError``."""
+    text = json.dumps(json.loads(canonical_json(value)), sort_keys=True, indent=1, ensure_ascii=False)
+    atomic_text(path, text + "\n")
+
+
+def atomic_parquet(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a parquet file by a callback such as ``frame.write_parquet``; see ``atomic_write``."""
+    atomic_write(path, write)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a folder durable, where the file system can."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def no_space_in_one_line(path: Path) -> Iterator[None]:
+    """Turn a full disk, an exceeded quota and a read-only folder into a ``UserError`` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        known = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+        known |= {errno.EROFS: "the file system is read-only", errno.EACCES: "no permission to write"}
+        if error.errno in known:
+            hint = "make room and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
+            raise UserError(f"{path}: {known[error.errno]}: nothing was stored, {hint}") from None
+        raise
+
+
+def read_record(path: Path) -> Record:
+    """The record at ``path``; ``UserError`` where it is missing, damaged or not what its digest says."""
+    try:
+        record = _decode_record(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: no record ({error.strerror}): run snakemake to make it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a record ({error}): delete it and run again") from None
+    texts = (canonical_json(part) for part in (record.spec, record.code, record.inputs))
+    made = digest_of_text(identity_text(record.stage, *texts))
+    if made != record.digest:
+        raise UserError(f"{path}: its content belongs to digest {made}, not {record.digest}: delete it and run again")
+    return record
+
+
+def _decode_record(data: bytes) -> Record:
+    import msgspec
+
+    return msgspec.convert(json.loads(data), Record)  # json, not msgspec: the same floats as canonical_json
+
+
+@contextlib.contextmanager
+def locked(lock: Path, waiting: Callable[[str], object]) -> Iterator[None]:
+    """Hold a lock file, first waiting for its holder; ``waiting`` is told once who that is.
+
+    The lock is the kernel's (``flock``), so it ends with its process, however that ends.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _acquire(handle, waiting)
+            if not _same_file(handle, lock):
+                continue  # its last holder removed the file while we waited for it
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(handle)
+
+
+def _acquire(handle: int, waiting: Callable[[str], object]) -> None:
+    told = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not told:
+                waiting(os.pread(handle, 200, 0).decode(errors="replace") or "another process")
+                told = True
+            time.sleep(0.2)
+
+
+def _same_file(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def partial_directory(target: Path) -> Iterator[Path]:
+    """A folder inside ``target`` to fill; its entries move up when the block ends well, and go when it does not.
+
+    Left-overs of killed predecessors are removed first, so hold the target's lock.
+    """
+    with no_space_in_one_line(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for old in target.glob(f"{PARTIAL}*"):
+            shutil.rmtree(old, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(dir=target, prefix=PARTIAL))
+        try:
+            yield work
+            for entry in sorted(work.rglob("*")):
+                if entry.is_file():
+                    with entry.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            for entry in sorted(work.iterdir()):
+                final = target / entry.name
+                if final.is_dir() and not final.is_symlink():
+                    shutil.rmtree(final)
+                entry.replace(final)
+            sync_directory(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                target.rmdir()  # only where nothing came of it
+
+
+def directory_digest(directory: Path) -> str:
+    """The digest that a result folder's name ends in; ``UserError`` where it has none."""
+    found = directory.name.rpartition("-")[2]
+    if len(found) != DIGEST_LENGTH or set(found) - set("0123456789abcdef"):
+        raise UserError(f"{directory}: the folder's name does not end in a digest")
+    return found
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

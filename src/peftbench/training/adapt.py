@@ -1,0 +1,176 @@
+"""A method and a connector put onto a base model; their weights saved and loaded.
+
+What is trainable is decided here, checked parameter by parameter before the first step, and recorded per component.
+The connector is trained in place rather than as peft's ``modules_to_save``: no second copy in memory, merging works for
+every method, and its weights are a plain file (``connector.safetensors``) under the base model's own names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from peftbench.errors import UserError
+from peftbench.models.arch import component_counts, measure_dims, partition
+
+if TYPE_CHECKING:
+    import torch
+
+    from peftbench.models.load import Base
+    from peftbench.spec import PredictSpec, TrainSpec
+
+ADAPTER_DIR = "adapter"
+ADAPTER_FILE = "adapter_model.safetensors"
+CONNECTOR_FILE = "connector.safetensors"
+PEFT_ROOT = "base_model.model."
+"""What peft puts before the path of every parameter of the base model."""
+
+
+class Tuned:
+    """A base model with a method applied.
+
+    ``model`` is a ``PeftModel``, or the bare base model for methods that add nothing. ``method_parameters`` and
+    ``connector_parameters`` are the trainable ones by name in ``model``. ``totals`` and ``trainable`` count parameters
+    per component of the base model; what the method added is the component "method".
+    """
+
+    def __init__(self, model: Any, method: Any, settings: Any) -> None:
+        self.model = model
+        self.method = method
+        self.settings = settings
+        self.method_parameters: dict[str, torch.nn.Parameter] = {}
+        self.connector_parameters: dict[str, torch.nn.Parameter] = {}
+        self.totals: dict[str, int] = {}
+        self.trainable: dict[str, int] = {}
+
+
+def load_method(name: str) -> Any:
+    """The module of a method; ``UserError`` where there is none."""
+    try:
+        return importlib.import_module(f"peftbench.methods.{name}")
+    except ModuleNotFoundError as error:
+        if error.name == f"peftbench.methods.{name}":
+            raise UserError(f"there is no method {name!r}: src/peftbench/methods has no {name}.py") from None
+        raise
+
+
+def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
+    """Apply the spec's method and connector to ``base`` (in place) and check what is trainable.
+
+    The initial values of the method come from torch's global generator. Raises ``UserError`` for settings that the
+    method does not know and for names of the model file that do not fit; ``AssertionError`` where more or less is
+    trainable than the method's formula says.
+    """
+    method = load_method(spec.method)
+    try:
+        settings = msgspec.convert(spec.settings, method.Config)
+    except msgspec.ValidationError as error:
+        raise UserError(f"method {spec.method}: {error}") from None
+    components = partition(base.model, spec.model)
+    dims = measure_dims(base.model, spec.model)
+    totals = component_counts(components, base.model)
+    expected = method.trainable_count(dims, settings, spec.location)
+
+    tuned = Tuned(method.apply(base.model, spec.model, settings, spec.location), method, settings)
+    wrapped = tuned.model is not base.model
+    connector = {path for path, component in components.items() if component == "connector"}
+    trainable = dict.fromkeys([*totals, "method"], 0)
+    for name, parameter in tuned.model.named_parameters():
+        path = name.removeprefix(PEFT_ROOT) if wrapped else name
+        # peft moves a wrapped layer's own weights one level down.
+        original = path.replace(".base_layer.", ".")
+        component = components.get(original, "method")
+        if original in connector:
+            parameter.requires_grad_(spec.connector == "tuned")
+        if parameter.requires_grad:
+            trainable[component] += parameter.numel()
+            if parameter.is_floating_point() and str(parameter.dtype) != "torch.float32":
+                # A learning rate of 2e-5 would vanish in the rounding of bf16 weights.
+                parameter.data = parameter.data.float()
+            group = tuned.connector_parameters if component == "connector" else tuned.method_parameters
+            group[name] = parameter
+    wanted = {"method": expected, "connector": totals["connector"] if spec.connector == "tuned" else 0}
+    for component, count in trainable.items():
+        assert count == wanted.get(component, 0), (
+            f"{component} has {count} trainable parameters, expected {wanted.get(component, 0)} "
+            f"(method {spec.method}, location {spec.location}, connector {spec.connector})"
+        )
+    tuned.totals, tuned.trainable = totals, trainable
+    return tuned
+
+
+def save(tuned: Tuned, directory: Path, base_name: str) -> None:
+    """Write ``adapter/`` (peft's layout) and, if the connector was tuned, ``connector.safetensors``.
+
+    ``base_name`` is recorded as the base model's name; a path would make equal results differ between machines.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    if hasattr(tuned.method, "finish"):
+        tuned.method.finish(tuned.model)
+    if tuned.method_parameters:
+        folder = directory / ADAPTER_DIR
+        folder.mkdir(parents=True)
+        weights = get_peft_model_state_dict(tuned.model, save_embedding_layers=False)
+        save_file(_plain(weights), folder / ADAPTER_FILE, metadata={"format": "pt"})
+        config = tuned.model.peft_config["default"]
+        config.base_model_name_or_path, config.inference_mode = base_name, True
+        config.save_pretrained(str(folder))
+    if tuned.connector_parameters:
+        plain = {name.removeprefix(PEFT_ROOT): p for name, p in tuned.connector_parameters.items()}
+        save_file(_plain(plain), directory / CONNECTOR_FILE, metadata={"format": "pt"})
+
+
+def _plain(weights: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())}
+
+
+def restore(tuned: Tuned, run_dir: Path) -> None:
+    """Put the weights of a run into a model that ``attach`` made with the same settings.
+
+    Raises ``UserError`` where a file is missing or holds other tensors than this method and model have.
+    """
+    import torch
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    if tuned.method.TRAINS:
+        path = run_dir / ADAPTER_DIR / ADAPTER_FILE
+        if hasattr(tuned.method, "finish"):
+            tuned.method.finish(tuned.model)  # saved weights are in the finished form
+        weights = _read(path)
+        own = get_peft_model_state_dict(tuned.model, save_embedding_layers=False)
+        _check_same(path, weights, own)
+        set_peft_model_state_dict(tuned.model, weights)
+    if tuned.connector_parameters:
+        path = run_dir / CONNECTOR_FILE
+        weights = _read(path)
+        own = {name.removeprefix(PEFT_ROOT): p for name, p in tuned.connector_parameters.items()}
+        _check_same(path, weights, own)
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(weights[name])
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found: train this run first") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}): delete the run's folder and train again") from None
+
+
+def _check_same(path: Path, stored: dict[str, torch.Tensor], own: dict[str, Any]) -> None:
+    if stored.keys() != own.keys():
+        odd = sorted(stored.keys() ^ own.keys())
+        raise UserError(f"{path}: its tensors are not those of this model and method (first: {odd[0]})")
+    for name, tensor in stored.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(f"{path}: {name} is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}")

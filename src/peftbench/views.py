@@ -1,0 +1,92 @@
+"""What the tables, figures and pages are made from: views over runs.
+
+They are kept apart from ``peftbench.spec``: they change with the layout of a table, never with a result.
+"""
+
+from typing import Any
+
+from peftbench.spec import Connector, Location, Name, NonNegativeInt, Spec, TrainSize
+
+FINGERPRINT_EXEMPT = "only types: what a job is given stands in its spec in full, defaults written out"
+
+
+class ModelInfo(Spec):
+    """What a table or page says about a model."""
+
+    name: Name
+    title: str
+    parameters: dict[str, int]
+    """Published parameter counts by component, where the model's file gives them."""
+
+
+class DatasetInfo(Spec):
+    """What a table or page says about a data set."""
+
+    name: Name
+    title: str
+    label: str
+    """Column heading."""
+    stands_for: str
+    """Column of the paper's tables that this set is or imitates."""
+    seen: bool
+    """Whether the base models saw this task before fine-tuning."""
+    metric: Name
+
+
+class Cell(Spec):
+    """One scored run of a study: its coordinates and where its scores are."""
+
+    model: Name
+    dataset: Name
+    method: Name
+    connector: Connector
+    location: Location
+    train_size: TrainSize
+    seed: int
+    axes: dict[str, Any]
+    """Values of the study's further axes (hyperparameters), in the study's order."""
+    scores: str
+    """Folder of the scores, relative to the results; its parent holds the predictions, the next one the run."""
+
+
+class TabulateSpec(Spec):
+    """A table as a view over runs."""
+
+    study: Name
+    title: str
+    columns: str
+    """The axis across the table."""
+    rows: list[str]
+    """The axes down the table, outermost first."""
+    averages: list[str]
+    """Which averages over the columns are added: ``all``, ``seen``, ``unseen``."""
+    published: str | None
+    """Name of the file of published values, without folder and suffix."""
+    published_rows: list[dict[str, str]]
+    """The published values themselves, one mapping per line of that file."""
+    models: list[ModelInfo]
+    datasets: list[DatasetInfo]
+    cells: list[Cell]
+
+
+class PlotSpec(Spec):
+    """The figure of a study, drawn from its table."""
+
+    study: Name
+    title: str
+
+
+class ReportSpec(Spec):
+    """The page of a study: table, figure, training curves, gallery."""
+
+    study: Name
+    title: str
+    note: str
+    """What the numbers of this study do and do not tell."""
+    gallery: NonNegativeInt
+    """Test images shown per data set."""
+    table: TabulateSpec
+
+
+VIEWS: dict[str, type[Spec]] = {"tabulate": TabulateSpec, "plot": PlotSpec, "report": ReportSpec}
+"""Stage -> type of its spec."""
