@@ -39,7 +39,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Before all but the last layer of each block and after the last; or only after the last."""
 
 
-def _leaves(attention: list[str], mlp: list[str], config: Config, location: str) -> tuple[list[str], list[str]]:
+def _leaves(
+    attention: list[str], mlp: list[str], config: Config, location: str
+) -> tuple[list[str], list[str]]:
     """Leaf paths adapted at their input and at their output."""
     wanted = places(location, DEFAULT_LOCATION, LOCATIONS, "adapter")
     blocks = [block for block, chosen in zip((attention, mlp), wanted, strict=True) if chosen]

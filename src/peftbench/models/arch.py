@@ -165,7 +165,9 @@ def partition(model: nn.Module, names: ModelNames) -> dict[str, str]:
     modules = dict(model.named_modules())
     for prefix, component in claims.items():
         if prefix not in used and not (component == "embeddings" and prefix in modules):
-            raise UserError(f"model file: {component}: {prefix} matches no parameter of {type(model).__name__}")
+            raise UserError(
+                f"model file: {component}: {prefix} matches no parameter of {type(model).__name__}"
+            )
     return result
 
 

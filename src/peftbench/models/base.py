@@ -19,6 +19,8 @@ def build_base_model(spec: BaseSpec, out_dir: Path) -> dict[str, Any]:
     try:
         module = importlib.import_module(f"peftbench.models.sources.{kind}")
     except ModuleNotFoundError:
-        raise UserError(f"model {spec.model}: unknown kind of source {kind!r}: see src/peftbench/models/sources/") from None
+        raise UserError(
+            f"model {spec.model}: unknown kind of source {kind!r}: see src/peftbench/models/sources/"
+        ) from None
     facts: dict[str, Any] = module.build(spec, out_dir)
     return facts

@@ -21,7 +21,9 @@ class Base:
         self.image_token: str = processor.image_token
         self.image_token_id: int = int(self.tokenizer.convert_tokens_to_ids(processor.image_token))
         if self.tokenizer.eos_token is None:
-            raise UserError("base model: the tokenizer has no end token: set eos_token in tokenizer_config.json")
+            raise UserError(
+                "base model: the tokenizer has no end token: set eos_token in tokenizer_config.json"
+            )
         pad = self.tokenizer.pad_token_id
         # Padding is masked by position, never by id, so the end token may stand in for a missing padding token.
         self.pad_token_id: int = int(self.tokenizer.eos_token_id if pad is None else pad)
@@ -32,7 +34,9 @@ def pick_device(wanted: str) -> torch.device:
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, but this machine has no usable GPU: use device: auto or cpu")
+        raise UserError(
+            "device cuda was asked for, but this machine has no usable GPU: use device: auto or cpu"
+        )
     use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_cuda else "cpu")
 
@@ -71,6 +75,8 @@ def load_base(directory: Path, precision: str, device: torch.device) -> Base:
     # Missing weights would silently stay random.
     for problem in ("missing_keys", "mismatched_keys"):
         if info.get(problem):
-            raise UserError(f"base model: {directory} has {problem.replace('_', ' ')}: {sorted(info[problem])[:3]}")
+            raise UserError(
+                f"base model: {directory} has {problem.replace('_', ' ')}: {sorted(info[problem])[:3]}"
+            )
     model.requires_grad_(False)
     return Base(model.eval().to(device), processor)

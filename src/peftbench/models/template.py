@@ -62,7 +62,9 @@ def user_text(prompt: Prompt, example: Example) -> str:
         ) from None
 
 
-def render_chat(name: str, text: str, image: bool, answer: str | None, image_token: str, eos_token: str) -> str:
+def render_chat(
+    name: str, text: str, image: bool, answer: str | None, image_token: str, eos_token: str
+) -> str:
     """One exchange as text: up to the generation prompt where ``answer`` is None, else to the end token.
 
     The image placeholder stands once; it is expanded after tokenisation.

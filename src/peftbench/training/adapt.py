@@ -173,4 +173,6 @@ def _check_same(path: Path, stored: dict[str, torch.Tensor], own: dict[str, Any]
         raise UserError(f"{path}: its tensors are not those of this model and method (first: {odd[0]})")
     for name, tensor in stored.items():
         if tensor.shape != own[name].shape:
-            raise UserError(f"{path}: {name} is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}")
+            raise UserError(
+                f"{path}: {name} is {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}"
+            )

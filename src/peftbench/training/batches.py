@@ -72,9 +72,7 @@ def encode(
         if answers:
             if not example.target.strip():
                 raise UserError(f"example {example.id}: the training target is empty: fix or drop the row")
-            texts.append(
-                render_chat(names.template, text, has_image, example.target, base.image_token, eos)
-            )
+            texts.append(render_chat(names.template, text, has_image, example.target, base.image_token, eos))
     prompt_ids = base.tokenizer(prompts)["input_ids"]
     full_ids = base.tokenizer(texts)["input_ids"] if answers else prompt_ids
     expansions: dict[str, list[int]] = {}

@@ -60,7 +60,8 @@ class LiveImages:
 
         shapes = ((64, 64), (200, 100), (90, 300))
         texts = {
-            self.processor.replace_image_token(self._preprocess(Image.new("RGB", shape)), 0) for shape in shapes
+            self.processor.replace_image_token(self._preprocess(Image.new("RGB", shape)), 0)
+            for shape in shapes
         }
         return texts.pop() if len(texts) == 1 else None
 

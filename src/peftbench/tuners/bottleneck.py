@@ -35,14 +35,17 @@ class BottleneckConfig(PeftConfig):
 
     target_modules: str | list[str] | None = field(default=None)
     input_modules: str | None = field(
-        default=None, metadata={"help": "pattern of those targets whose input is adapted; the others' output is"}
+        default=None,
+        metadata={"help": "pattern of those targets whose input is adapted; the others' output is"},
     )
     bottleneck_size: int = field(default=256)
     non_linearity: str = field(default="tanh", metadata={"help": "name in transformers.activations.ACT2FN"})
     adapter_dropout: float = field(default=0.05, metadata={"help": "dropout on the adapter's input"})
     scaling: float = field(default=1.0)
     init_std: float = field(default=0.02, metadata={"help": "standard deviation of the down projection"})
-    up_init_std: float = field(default=0.02, metadata={"help": "of the up projection; 0 starts as the base model"})
+    up_init_std: float = field(
+        default=0.02, metadata={"help": "of the up projection; 0 starts as the base model"}
+    )
     adapter_bias: bool = field(default=False)
     exclude_modules: str | list[str] | None = field(default=None)
     layers_to_transform: int | list[int] | None = field(default=None)
@@ -62,7 +65,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_size", "scaling", "bottleneck_dropout")
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig, on_input: bool) -> None:
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig, on_input: bool
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())

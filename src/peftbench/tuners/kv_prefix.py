@@ -174,7 +174,9 @@ class PrefixProjection(nn.Module):
     ``PrefixEncoder``.
     """
 
-    def __init__(self, tokens: int, width: int, hidden: int, layers: int, kv_heads: int, head_dim: int) -> None:
+    def __init__(
+        self, tokens: int, width: int, hidden: int, layers: int, kv_heads: int, head_dim: int
+    ) -> None:
         super().__init__()
         self.shape = (layers, 2, kv_heads, head_dim)
         self.embedding = nn.Embedding(tokens, width)

@@ -74,17 +74,26 @@ def _copy_shipped(source: TinySource, out_dir: Path) -> dict[str, Any]:
     shipped = msgspec.json.decode((SHIPPED / "recipe.json").read_bytes())
     for name, digest in shipped["files"].items():
         if sha256_of(SHIPPED / name) != digest:
-            raise UserError(f"{SHIPPED / name} is not the file that was shipped: restore it with git checkout")
+            raise UserError(
+                f"{SHIPPED / name} is not the file that was shipped: restore it with git checkout"
+            )
         shutil.copyfile(SHIPPED / name, out_dir / name)
     if source.sha256 and source.sha256 != shipped["files"]["model.safetensors"]:
         raise UserError(
             f"the shipped weights have sha256 {shipped['files']['model.safetensors']}, the model file names "
             f"{source.sha256}: correct source.sha256, or set weights: train"
         )
-    return {"weights": "shipped", "files": shipped["files"], "probe": shipped["probe"], "trained_on": shipped["device"]}
+    return {
+        "weights": "shipped",
+        "files": shipped["files"],
+        "probe": shipped["probe"],
+        "trained_on": shipped["device"],
+    }
 
 
-def train(source: TinySource, out_dir: Path, device: str = "auto", workers: int = 1, limit: int | None = None) -> dict[str, Any]:
+def train(
+    source: TinySource, out_dir: Path, device: str = "auto", workers: int = 1, limit: int | None = None
+) -> dict[str, Any]:
     """Run the recipe and save the folder; ``limit`` stops both phases early (to check a recipe's beginning)."""
     import platform
 

@@ -77,7 +77,9 @@ def draw_mix(recipe: ExposureRecipe, workers: int) -> list[tuple[Example, bytes]
 def turn(example: Example, generator: str) -> tuple[str, str]:
     """Return the prompt text and the answer text of one example (image placeholder not yet expanded)."""
     lettered = " ".join(f"{'ABCDEFGH'[i]}. {c}" for i, c in enumerate(example.choices))
-    prompt = PROMPTS[generator].format(question=example.question, lettered=lettered, choices=", ".join(example.choices))
+    prompt = PROMPTS[generator].format(
+        question=example.question, lettered=lettered, choices=", ".join(example.choices)
+    )
     return TURN.format(image="<image>\n" if example.image else "", prompt=prompt), f" {example.target}"
 
 
@@ -94,7 +96,9 @@ def features_of(model: LlavaForConditionalGeneration, pngs: list[bytes], device:
     for start in range(0, len(pngs), 512):
         pixels = normalised(pngs[start : start + 512]).to(device)
         with torch.no_grad():
-            hidden = tower(pixels, output_hidden_states=True).hidden_states[model.config.vision_feature_layer][:, 1:]
+            hidden = tower(pixels, output_hidden_states=True).hidden_states[
+                model.config.vision_feature_layer
+            ][:, 1:]
         parts.append(hidden.half())
     return torch.cat(parts)
 
@@ -186,7 +190,9 @@ def expose(
         seen = where[take]
         projected = connector(features[seen[seen >= 0]].float())
         embedded = embedded.masked_scatter((x == image_id).unsqueeze(-1), projected)
-        hidden = language(inputs_embeds=embedded, attention_mask=(x != tokenizer.pad_token_id).long()).last_hidden_state
+        hidden = language(
+            inputs_embeds=embedded, attention_mask=(x != tokenizer.pad_token_id).long()
+        ).last_hidden_state
         supervised = y[:, 1:] != -100
         logits = head(hidden[:, :-1][supervised])
         loss = nn.functional.cross_entropy(logits, y[:, 1:][supervised])
@@ -214,4 +220,4 @@ def corpus(recipe: ExposureRecipe, per_generator: int = 3000) -> list[str]:
             lines.append(prompt.replace("<image>", "") + answer)
     words = vocabulary()
     # Every word several times, with the space that precedes a word in a sentence: each becomes one token.
-    return lines + [" " + " ".join(words)] * 400
+    return lines + [" " + " ".join(words)] * 60

@@ -17,8 +17,12 @@ from peftbench.models.sources.tiny import SHIPPED, TinySource, train
 
 def main() -> None:
     """Train, then write the folder and ``recipe.json`` (settings, device, losses, probe, sha256 of each file)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder to write (default: where it ships from)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=SHIPPED, help="folder to write (default: where it ships from)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw the examples")
     parser.add_argument("--settings", default="{}", help="JSON: settings of the source block to change")

@@ -70,7 +70,9 @@ class SpriteBank:
             )
             aspects.append(image.width / image.height)
         rgba = torch.from_numpy(squares).permute(0, 3, 1, 2).to(device).float() / 255
-        rgba[:, :3] *= rgba[:, 3:]  # premultiplied: resampling must not bleed the colour of what is transparent
+        rgba[:, :3] *= rgba[
+            :, 3:
+        ]  # premultiplied: resampling must not bleed the colour of what is transparent
         self.rgba: Tensor = rgba
         self.label = torch.tensor(labels, device=device)
         self.aspect = torch.tensor(aspects)
@@ -119,10 +121,12 @@ class Scenes:
         quad = (kind >= 0.3) & (kind < 0.5)
         shown = self._uniform(n, 4) < 0.75
         across = self._uniform(n) < 0.5  # two things in the middle of the sides, or four in the corners
-        at = torch.tensor([[[24.0, 24], [72, 24], [24, 72], [72, 72]], [[25, 48], [71, 48], [48, 25], [48, 71]]])[
-            across.long()
-        ]
-        pair = torch.where(self._uniform(n)[:, None] < 0.5, torch.tensor([[1, 1, 0, 0]]), torch.tensor([[0, 0, 1, 1]]))
+        at = torch.tensor(
+            [[[24.0, 24], [72, 24], [24, 72], [72, 72]], [[25, 48], [71, 48], [48, 25], [48, 71]]]
+        )[across.long()]
+        pair = torch.where(
+            self._uniform(n)[:, None] < 0.5, torch.tensor([[1, 1, 0, 0]]), torch.tensor([[0, 0, 1, 1]])
+        )
         shown = torch.where(across[:, None], pair.bool(), shown)
         x[quad, :4] = (at[..., 0] + jitter[:, :4, 0])[quad]
         y[quad, :4] = (at[..., 1] + jitter[:, :4, 1])[quad]
@@ -162,7 +166,9 @@ class Scenes:
 
         device = self.bank.device
         row, x, y, side = (t.to(device) for t in self._layout(n))
-        angle = self._uniform(n, SLOTS, low=-0.25, high=0.25) * (self._uniform(n, SLOTS) < (0.6 if self.augment else 0.0))
+        angle = self._uniform(n, SLOTS, low=-0.25, high=0.25) * (
+            self._uniform(n, SLOTS) < (0.6 if self.augment else 0.0)
+        )
         flip = torch.where(self._uniform(n, SLOTS) < 0.5, -1.0, 1.0)
         is_word = row >= len(self.bank.thing_rows)
         flip = torch.where(is_word, torch.ones((), device=device), flip.to(device))
@@ -217,9 +223,15 @@ class Scenes:
 
         if self.augment:
             blur = (self._uniform(n) < 0.12).to(device)
-            picture = torch.where(blur.view(-1, 1, 1, 1), F.avg_pool2d(F.pad(picture, (2, 2, 2, 2), mode="replicate"), 5, 1), picture)
+            picture = torch.where(
+                blur.view(-1, 1, 1, 1),
+                F.avg_pool2d(F.pad(picture, (2, 2, 2, 2), mode="replicate"), 5, 1),
+                picture,
+            )
             light = self._uniform(n, 1, 1, 1, low=0.55, high=1.1).to(device)
-            picture = torch.where((self._uniform(n, 1, 1, 1) < 0.3).to(device), picture * light, picture).clamp(0, 1)
+            picture = torch.where(
+                (self._uniform(n, 1, 1, 1) < 0.3).to(device), picture * light, picture
+            ).clamp(0, 1)
         mean = torch.tensor(CLIP_MEAN, device=device).view(1, 3, 1, 1)
         std = torch.tensor(CLIP_STD, device=device).view(1, 3, 1, 1)
         return {
@@ -266,7 +278,9 @@ def pretrain_tower(
     for step in range(min(recipe.steps, limit or recipe.steps)):
         batch = scenes.batch(recipe.batch)
         out = predict(batch["pixels"])
-        named = F.cross_entropy(out[..., : bank.classes].flatten(0, 1), batch["label"].flatten(), label_smoothing=0.05)
+        named = F.cross_entropy(
+            out[..., : bank.classes].flatten(0, 1), batch["label"].flatten(), label_smoothing=0.05
+        )
         centred = F.binary_cross_entropy_with_logits(out[..., bank.classes], batch["centre"].flatten(1))
         off = (out[..., -3:].sigmoid() - batch["colour"].flatten(2).transpose(1, 2)).abs().mean(-1)
         coloured = (off * batch["covered"].flatten(1)).sum() / batch["covered"].sum()
@@ -277,9 +291,19 @@ def pretrain_tower(
         optimizer.step()
         schedule.step()
         if step < 5 or step % 100 == 0 or step == recipe.steps - 1:
-            log.append({"step": step, "loss": loss.item(), "name": named.item(), "centre": centred.item(), "colour": coloured.item()})
+            log.append(
+                {
+                    "step": step,
+                    "loss": loss.item(),
+                    "name": named.item(),
+                    "centre": centred.item(),
+                    "colour": coloured.item(),
+                }
+            )
             if step % 500 == 0:
-                print(f"vision {step}/{recipe.steps} loss {loss.item():.3f} name {named.item():.3f}", flush=True)
+                print(
+                    f"vision {step}/{recipe.steps} loss {loss.item():.3f} name {named.item():.3f}", flush=True
+                )
     tower.eval()
     probe = {}
     for split in ("train", "test"):

@@ -1,0 +1,178 @@
+"""Greedy answers of a tuned or untuned model to a test split.
+
+Prompts are padded on the left and sorted by length; the batch size belongs to the spec. Methods that merge exactly
+are merged first in fp32 (in bf16 merging would round the weights). Answers are kept as the model wrote them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from peftbench.errors import UserError
+from peftbench.models.load import load_base, pick_device
+from peftbench.store import partial_directory
+from peftbench.training.adapt import attach, restore
+from peftbench.training.batches import Encoded, collate, encode
+from peftbench.training.features import open_images
+from peftbench.training.progress import Progress
+
+if TYPE_CHECKING:
+    from peftbench.models.load import Base
+    from peftbench.spec import Execution, PredictSpec
+    from peftbench.training.features import Images
+
+PREDICTIONS_FILE = "predictions.parquet"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """``tokens`` counts what was generated before the end token; ``finished``: there was an end token."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+def generate_predictions(
+    spec: PredictSpec,
+    base_dir: Path,
+    run_dir: Path | None,
+    data_dir: Path,
+    image_store: Path,
+    out_dir: Path,
+    execution: Execution,
+) -> dict[str, Any]:
+    """Write ``predictions.parquet`` (id, prediction, prompt, n_tokens, finished), in the order of the test split.
+
+    ``run_dir`` holds the trained weights; None for the untuned base model. Returns the facts for the record.
+    """
+    import hashlib
+
+    import polars as pl
+    import torch
+
+    from peftbench.data.load import read_examples
+
+    torch.set_num_threads(execution.threads)
+    base = load_base(base_dir, spec.precision, pick_device(execution.device))
+    torch.manual_seed(0)  # attach draws values that restore overwrites
+    model, merged = _tuned_model(spec, base, run_dir)
+    examples = read_examples(data_dir, "test")
+    if not examples:
+        raise UserError(f"{data_dir}: the test split is empty")
+    shas = [example.image for example in examples]
+    images, cache_facts = open_images(base, spec.model, image_store, shas, execution.cache_dir)
+    prompts = encode(base, images, spec.model, spec.prompt, examples, None, answers=False)
+
+    start = time.monotonic()
+    answers = greedy(
+        model,
+        base,
+        images,
+        prompts,
+        spec.decoding.max_new_tokens,
+        spec.decoding.batch_size,
+        spec.precision == "bf16",
+    )
+    seconds = time.monotonic() - start
+    frame = pl.DataFrame(
+        {
+            "id": [encoded.id for encoded in prompts],
+            "prediction": [answer.text for answer in answers],
+            "prompt": [encoded.prompt for encoded in prompts],
+            "n_tokens": [answer.tokens for answer in answers],
+            "finished": [answer.finished for answer in answers],
+        }
+    )
+    with partial_directory(out_dir) as work:
+        frame.write_parquet(work / PREDICTIONS_FILE)
+        digest = hashlib.sha256((work / PREDICTIONS_FILE).read_bytes()).hexdigest()
+    written = sum(answer.tokens for answer in answers)
+    return {
+        "examples": len(answers),
+        "merged": merged,
+        "unfinished": sum(not answer.finished for answer in answers),
+        "seconds": round(seconds, 3),
+        "throughput": {
+            "samples_per_s": round(len(answers) / seconds, 3),
+            "tokens_per_s": round(written / seconds, 3),
+        },
+        "features": cache_facts,
+        "outputs": {PREDICTIONS_FILE: digest},
+    }
+
+
+def _tuned_model(spec: PredictSpec, base: Base, run_dir: Path | None) -> tuple[Any, bool]:
+    """The model to generate with, and whether the method was merged into it."""
+    if run_dir is None:
+        # The untuned model: whatever the spec says about a connector, there are no weights to load.
+        untuned = msgspec.structs.replace(
+            spec, method="base", settings={}, connector="frozen", location="default"
+        )
+        return attach(base, untuned).model.eval(), False
+    tuned = attach(base, spec)
+    restore(tuned, run_dir)
+    merge = tuned.method.MERGEABLE and spec.merge == "auto" and spec.precision == "fp32"
+    model = tuned.model.merge_and_unload() if merge else tuned.model
+    return model.eval(), merge
+
+
+def greedy(
+    model: Any,
+    base: Base,
+    images: Images,
+    prompts: Sequence[Encoded],
+    max_new_tokens: int,
+    batch_size: int,
+    autocast: bool = False,
+) -> list[Answer]:
+    """Greedy answers to encoded prompts, in their order, by ``transformers``' generation with a key-value cache."""
+    import torch
+    from transformers import GenerationConfig
+
+    ends = end_tokens(base)
+    # A configuration of our own: those of the hub bring temperatures and penalties.
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=sorted(ends),
+        pad_token_id=base.pad_token_id,
+        use_cache=True,
+    )
+    device = next(base.model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
+    answers: dict[int, Answer] = {}
+    progress = Progress("predict", len(prompts))
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            items = [(prompts[i], images.load(prompts[i].image) if prompts[i].image else {}) for i in rows]
+            inputs = collate(items, base.pad_token_id, left=True)
+            del inputs["labels"]
+            width = inputs["input_ids"].shape[1]
+            moved = {key: value.to(device) for key, value in inputs.items()}
+            output = model.generate(**moved, generation_config=config)[:, width:].tolist()
+            for i, ids in zip(rows, output, strict=True):
+                answers[i] = decode(base, ids, ends)
+            progress.step(len(answers))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def end_tokens(base: Base) -> set[int]:
+    """Ids that end an answer: the tokenizer's end token and what the model's own configuration lists."""
+    own = base.model.generation_config.eos_token_id
+    listed = [] if own is None else own if isinstance(own, list) else [own]
+    return {int(base.tokenizer.eos_token_id), *map(int, listed)}
+
+
+def decode(base: Base, ids: Sequence[int], ends: set[int]) -> Answer:
+    """The answer up to its end token, verbatim but for the one space that the template puts before it."""
+    stop = next((at for at, token in enumerate(ids) if token in ends), None)
+    kept = ids if stop is None else ids[:stop]
+    text = base.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Answer(text.removeprefix(" "), len(kept), stop is not None)

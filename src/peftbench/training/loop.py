@@ -1,0 +1,403 @@
+"""Fine-tuning one adapter, from base model and data to weights on disk.
+
+One loop for one process, several (DDP) and DeepSpeed's ZeRO, by way of accelerate. What makes the result independent
+of the machine:
+
+- the global batch is fixed; processes and micro-batches only split it;
+- the loss of a global batch is the mean over all its supervised tokens: every micro-batch contributes its sum divided
+  by that number, which is known from the token ids without communication;
+- the order of examples comes from the seed and the epoch alone; method initialisation and dropout from the seed.
+
+Dropout masks are drawn per micro-batch, so with dropout two ways of splitting differ by other masks; without it they
+agree within rounding. On one CPU process two runs of one spec are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from peftbench.errors import UserError
+from peftbench.models.load import load_base, pick_device
+from peftbench.store import partial_directory
+from peftbench.training.adapt import attach, save
+from peftbench.training.batches import IGNORED, Encoded, Item, collate, derived_seed, encode, global_batches
+from peftbench.training.features import open_images
+from peftbench.training.optimizer import lr_factor, make_optimizer, set_learning_rates, warmup_steps
+from peftbench.training.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from peftbench.spec import Execution, TrainSpec
+    from peftbench.training.adapt import Tuned
+    from peftbench.training.features import Images
+
+LOG_COLUMNS = ("step", "epoch", "loss", "lr", "lr_connector", "tokens", "seconds")
+"""``loss`` is the mean over the step's supervised tokens, ``tokens`` their number, ``seconds`` since the start."""
+EVAL_COLUMNS = ("epoch", "step", "loss", "tokens")
+
+
+class Trainer:
+    """State of one run: model, optimizer, where the examples come from, and what was counted."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        tuned: Tuned,
+        images: Images,
+        pad_id: int,
+        execution: Execution,
+        zero_stage: int,
+    ) -> None:
+        self.spec, self.tuned, self.images, self.pad_id = spec, tuned, images, pad_id
+        self.workers = execution.workers
+        self.accelerator = _accelerator(spec, execution, zero_stage)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        share = math.ceil(spec.global_batch / self.world)
+        self.micro_batch = min(execution.micro_batch or share, share)
+        tuned.model.train()
+        self.model, self.optimizer = self.accelerator.prepare(tuned.model, make_optimizer(tuned, spec.optim))
+        # The vision tower is frozen: no dropout, no running statistics.
+        for prefix in spec.model.vision:
+            _base_model(tuned).get_submodule(prefix).eval()
+        self.padding = self.positions = 0
+
+    def items(self, batches: Sequence[list[int]], examples: Sequence[Encoded]) -> Iterator[list[Item]]:
+        """This process's share of each global batch, loaded ahead by ``workers`` processes."""
+        from torch.utils.data import DataLoader
+
+        # Every process gets its share of long and of short examples.
+        shares = [batch[self.rank :: self.world] for batch in batches]
+        loader = DataLoader(
+            _Items(examples, self.images),
+            batch_sampler=shares,
+            collate_fn=list,
+            num_workers=self.workers,
+            generator=_generator(0),  # the loader would otherwise draw from the stream of the dropout
+        )
+        return iter(loader)
+
+    def step(self, items: list[Item], batch: Sequence[Encoded]) -> float:
+        """One optimizer step on a global batch; ``items`` is this process's share. Returns the loss.
+
+        When memory runs out, the micro-batch is halved and the step begins again; below one it gives up.
+        """
+        import torch
+
+        rng = torch.get_rng_state() if self.world == 1 else None
+        while True:
+            try:
+                loss = self._accumulate(items, batch)
+                break
+            except torch.OutOfMemoryError:
+                # With several processes the others would wait for this one's gradients.
+                if self.world > 1 or self.micro_batch == 1:
+                    raise UserError(
+                        f"out of memory at micro-batch {self.micro_batch}: "
+                        "set a smaller micro_batch or gradient_checkpointing: true"
+                    ) from None
+                self.micro_batch //= 2
+                self.optimizer.zero_grad()
+                if rng is not None:
+                    torch.set_rng_state(rng)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+        if self.spec.optim.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.optim.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def _accumulate(self, items: list[Item], batch: Sequence[Encoded]) -> float:
+        """Gradients of one global batch, micro-batch by micro-batch; the loss over all processes."""
+        import torch
+
+        supervised = sum(encoded.supervised for encoded in batch)
+        # Every process takes the same number of micro-batches, or collective operations would not meet.
+        rounds = math.ceil(math.ceil(len(batch) / self.world) / self.micro_batch)
+        total = torch.zeros((), device=self.accelerator.device)
+        for i in range(rounds):
+            micro = items[i * self.micro_batch : (i + 1) * self.micro_batch]
+            last = i == rounds - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            if last or self.world == 1:
+                total += self._backward(micro, batch, supervised)
+            else:
+                with self.accelerator.no_sync(self.model):
+                    total += self._backward(micro, batch, supervised)
+        return float(self.accelerator.reduce(total, "sum"))
+
+    def _backward(self, micro: list[Item], batch: Sequence[Encoded], supervised: int) -> torch.Tensor:
+        """Loss (detached) and gradients of one micro-batch, as its part of the global mean."""
+        if micro:
+            inputs = collate(micro, self.pad_id, left=False)
+            self.padding += int((inputs["attention_mask"] == 0).sum())
+            self.positions += inputs["attention_mask"].numel()
+        else:  # this process has run out of examples: take part with one that carries no loss
+            first = batch[0]
+            inputs = collate(
+                [(first, self.images.load(first.image) if first.image else {})], self.pad_id, False
+            )
+            inputs["labels"][:] = IGNORED
+        loss = self.loss_sum(inputs) / supervised
+        if "pixel_values" not in inputs:
+            # Text alone: the connector still takes part, with gradient zero instead of none.
+            for parameter in self.tuned.connector_parameters.values():
+                loss = loss + 0.0 * parameter.sum()
+        # DDP and ZeRO average over processes; ours is a sum.
+        self.accelerator.backward(loss * self.world)
+        return loss.detach()
+
+    def loss_sum(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Sum of the cross-entropy over supervised tokens; zero, not NaN, where there are none."""
+        import torch
+
+        device = self.accelerator.device
+        labels = inputs["labels"]
+        # Logits only where some row has a label for the next token: the head is a large part of a small model.
+        keep = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+        if not len(keep):
+            keep = torch.tensor([0])
+        targets = labels[:, keep + 1].to(device)
+        moved = {key: value.to(device) for key, value in inputs.items() if key != "labels"}
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
+            logits = self.model(**moved, logits_to_keep=keep.to(device), use_cache=False).logits
+        return torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+    def evaluate(self, examples: Sequence[Encoded]) -> float:
+        """Mean loss per supervised token, without dropout."""
+        import torch
+
+        order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].ids), i))
+        size = self.micro_batch * self.world
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        total = torch.zeros((), device=self.accelerator.device)
+        self.model.eval()
+        with torch.no_grad():
+            for items in self.items(batches, examples):
+                # No collective operation in here unless weights are sharded, so an empty share may be skipped.
+                if items:
+                    total += self.loss_sum(collate(items, self.pad_id, left=False))
+        self.model.train()
+        for prefix in self.spec.model.vision:
+            _base_model(self.tuned).get_submodule(prefix).eval()
+        return float(self.accelerator.reduce(total, "sum")) / sum(e.supervised for e in examples)
+
+
+class _Items:
+    """Map-style data set of examples with their images."""
+
+    def __init__(self, examples: Sequence[Encoded], images: Images) -> None:
+        self.examples, self.images = examples, images
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Item:
+        encoded = self.examples[index]
+        return encoded, self.images.load(encoded.image) if encoded.image else {}
+
+
+def train_adapter(
+    spec: TrainSpec,
+    base_dir: Path,
+    data_dir: Path,
+    subset_dir: Path,
+    image_store: Path,
+    out_dir: Path,
+    execution: Execution,
+    zero_stage: int = 0,
+) -> dict[str, Any]:
+    """Train as ``spec`` says and write ``adapter/``, ``connector.safetensors``, ``log.csv`` (and ``eval.csv``).
+
+    Files appear in ``out_dir`` only when all is done. Returns the facts for the record. In a distributed launch every
+    process calls this; the first one writes. Raises ``UserError`` for bad input and for a loss that is not finite.
+    """
+    import polars as pl
+    import torch
+
+    from peftbench.data.load import read_examples
+
+    torch.set_num_threads(execution.threads)
+    base = load_base(base_dir, spec.precision, pick_device(execution.device))
+    torch.manual_seed(spec.seed)
+    tuned = attach(base, spec)
+    if not tuned.method.TRAINS and not tuned.connector_parameters:
+        raise UserError(f"method {spec.method} with a frozen connector trains nothing: only predict with it")
+    if execution.gradient_checkpointing:
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
+
+    ids = pl.read_parquet(subset_dir / "ids.parquet")["id"].to_list()
+    rows = read_examples(data_dir, "train", ids)
+    held_out = read_examples(data_dir, "test") if spec.eval_loss else []
+    shas = pl.read_parquet(data_dir / "train.parquet", columns=["image"])["image"].to_list()
+    shas += [example.image for example in held_out]
+    images, cache_facts = open_images(base, spec.model, image_store, shas, execution.cache_dir)
+
+    def encoded(examples: list[Any]) -> list[Encoded]:
+        return encode(base, images, spec.model, spec.prompt, examples, spec.max_length, answers=True)
+
+    train_set, eval_set = encoded(rows), encoded(held_out)
+    if not train_set:
+        raise UserError(f"{subset_dir}: no training examples")
+    trainer = Trainer(spec, tuned, images, base.pad_token_id, execution, zero_stage)
+    torch.manual_seed(derived_seed(spec.seed, "dropout", trainer.rank))
+
+    facts: dict[str, Any] = {
+        "examples": len(train_set),
+        "parameters": tuned.totals,
+        "trainable": tuned.trainable,
+        "features": cache_facts,
+        "processes": trainer.world,
+    }
+    if trainer.accelerator.is_main_process:
+        with partial_directory(out_dir) as work:
+            facts |= _run(trainer, train_set, eval_set, work)
+            save(tuned, work, base_dir.name)
+            facts["outputs"] = _hashes(work)
+    else:
+        _run(trainer, train_set, eval_set, None)
+    facts["micro_batch"] = trainer.micro_batch
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return facts
+
+
+def _run(
+    trainer: Trainer, train_set: Sequence[Encoded], eval_set: Sequence[Encoded], work: Path | None
+) -> dict[str, Any]:
+    """All epochs; ``work`` is where the logs go (None: another process writes)."""
+    spec = trainer.spec
+    lengths = [len(encoded.ids) for encoded in train_set]
+    total = math.ceil(len(train_set) / spec.global_batch) * spec.epochs
+    warmup = warmup_steps(total, spec.optim.warmup_ratio)
+    progress = Progress("train", total, enabled=work is not None)
+    losses: list[float] = []
+    eval_losses: list[float] = []
+    start = time.monotonic()
+    with (
+        _Log(work, "log.csv", LOG_COLUMNS) as log,
+        _Log(work if eval_set else None, "eval.csv", EVAL_COLUMNS) as evals,
+    ):
+        for epoch in range(spec.epochs):
+            batches = list(global_batches(lengths, spec.global_batch, spec.seed, epoch))
+            for indices, items in zip(batches, trainer.items(batches, train_set), strict=True):
+                step = len(losses)
+                batch = [train_set[i] for i in indices]
+                rates = set_learning_rates(
+                    trainer.optimizer, lr_factor(spec.optim.schedule, step, warmup, total)
+                )
+                loss = trainer.step(items, batch)
+                if not math.isfinite(loss):
+                    raise UserError(
+                        f"training diverged: the loss is {loss} at step {step + 1} of {total}: "
+                        "lower the learning rate"
+                    )
+                losses.append(loss)
+                tokens = sum(encoded.supervised for encoded in batch)
+                seconds = round(time.monotonic() - start, 3)
+                lr = (rates.get("method", 0.0), rates.get("connector", 0.0))
+                log.row(step + 1, epoch + 1, loss, *lr, tokens, seconds)
+                progress.step(step + 1, f"loss {loss:.4f}")
+            if eval_set:
+                eval_losses.append(trainer.evaluate(eval_set))
+                evals.row(epoch + 1, len(losses), eval_losses[-1], sum(e.supervised for e in eval_set))
+    seconds = time.monotonic() - start
+    return {
+        "steps": total,
+        "seconds": round(seconds, 3),
+        "losses": {"first": losses[0], "last": losses[-1], "eval": eval_losses},
+        "throughput": {
+            "samples_per_s": round(len(train_set) * spec.epochs / seconds, 3),
+            "tokens_per_s": round(sum(lengths) * spec.epochs / seconds, 3),
+            "padding_share": round(trainer.padding / max(1, trainer.positions), 5),
+        },
+    }
+
+
+class _Log:
+    """A CSV file written line by line; nothing where ``folder`` is None."""
+
+    def __init__(self, folder: Path | None, name: str, columns: Sequence[str]) -> None:
+        self.path = folder / name if folder else None
+        self.columns = columns
+        self.file: IO[str] | None = None
+
+    def __enter__(self) -> _Log:
+        if self.path is not None:
+            self.file = self.path.open("w", encoding="utf-8", newline="")
+            self.row(*self.columns)
+        return self
+
+    def row(self, *values: Any) -> None:
+        if self.file is not None:
+            csv.writer(self.file, lineterminator="\n").writerow(values)
+            self.file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def _accelerator(spec: TrainSpec, execution: Execution, zero_stage: int) -> Any:
+    """The accelerator of this process. A ZeRO stage above 0 needs a distributed launch (torchrun)."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # Its state is shared by all accelerators of a process; a run before this one must not leak into it.
+    AcceleratorState._reset_state()
+    plugin = None
+    if zero_stage:
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            raise UserError(
+                f"ZeRO stage {zero_stage} splits state over processes: start at least two with torchrun"
+            )
+        plugin = _zero_plugin(spec, zero_stage)
+    return Accelerator(cpu=pick_device(execution.device).type == "cpu", deepspeed_plugin=plugin)
+
+
+def _zero_plugin(spec: TrainSpec, stage: int) -> Any:
+    """DeepSpeed as a partitioner of optimizer state; batches, schedule and precision stay the loop's."""
+    import deepspeed.ops
+    from accelerate import DeepSpeedPlugin
+
+    # Its shared-memory collectives for CPUs are compiled at first use (minutes, a compiler); gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    config = {
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": spec.optim.max_grad_norm or 0.0,
+    }
+    return DeepSpeedPlugin(hf_ds_config=config)
+
+
+def _base_model(tuned: Tuned) -> Any:
+    return tuned.model.get_base_model() if hasattr(tuned.model, "get_base_model") else tuned.model
+
+
+def _generator(seed: int) -> torch.Generator:
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, by relative path."""
+    import hashlib
+
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,29 @@
+"""A line every few seconds, so that a person sees that it works and a log file stays short."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+FINGERPRINT_EXEMPT = "tells how far a job is; does not compute"
+INTERVAL = 5.0
+"""Seconds between two lines."""
+
+
+class Progress:
+    """Counts steps of a known total on stderr; silent unless ``enabled`` (one process of several speaks)."""
+
+    def __init__(self, label: str, total: int, enabled: bool = True) -> None:
+        self.label, self.total, self.enabled = label, total, enabled
+        self.start = self.last = time.monotonic()
+
+    def step(self, done: int, note: str = "") -> None:
+        """Say how far it is, if the last line is old enough or this is the end."""
+        now = time.monotonic()
+        if not self.enabled or (now - self.last < INTERVAL and done < self.total):
+            return
+        self.last = now
+        elapsed = now - self.start
+        left = elapsed / done * (self.total - done) if done else 0.0
+        line = f"{self.label} {done}/{self.total}{' ' + note if note else ''}, {elapsed:.0f} s, {left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
