@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 def normalised(value: S) -> S:
-    """The struct with every field of its declared type: the int 1 in a float field becomes 1.0, tuples lists."""
+    """The struct with every field of its declared type: 1 in a float field becomes 1.0, a tuple a list."""
     return msgspec.convert(msgspec.to_builtins(value), type(value))
 
 
@@ -45,7 +46,7 @@ def identity_text(stage: str, spec: str, code: str, inputs: str) -> str:
     return f'{{"code":{code},"inputs":{inputs},"spec":{spec},"stage":{json.dumps(stage)}}}'
 
 
-def file_sha256(path: Any) -> str:
+def file_sha256(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,12 +1,11 @@
-"""Reading the configuration: typed, with every mistake named in one line by file, key and nearest valid name."""
+"""Reading the configuration: typed, every mistake named in one line by file, key and nearest valid name."""
 
 import ast
-import difflib
 import functools
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,13 +13,13 @@ import msgspec
 import yaml
 
 from peftbench.config_types import DatasetConfig, MainConfig, ModelConfig, StudyConfig
-from peftbench.errors import UserError
+from peftbench.errors import UserError, did_you_mean
 
 T = TypeVar("T", bound=msgspec.Struct)
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _StrictLoader(_Loader):  # type: ignore[misc]
+class _StrictLoader(_Loader):
     """YAML with two repairs: a repeated key is an error, and 2e-4 is a number (YAML 1.1 wants 2.0e-4)."""
 
 
@@ -28,12 +27,10 @@ def _mapping(loader: Any, node: yaml.MappingNode, deep: bool = False) -> dict[An
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, str | int) and key in seen:
-            line = key_node.start_mark.line + 1
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark) from (
-                UserError(str(line))
-            )
-        seen.add(key if isinstance(key, str | int) else repr(key))
+        if isinstance(key, str | int):
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
+            seen.add(key)
     loader.flatten_mapping(node)
     return _Loader.construct_mapping(loader, node, deep=True)
 
@@ -57,15 +54,6 @@ def read_yaml(path: Path) -> Any:
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{path}{where}: not valid YAML: {problem}") from None
-
-
-def did_you_mean(name: Any, valid: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the nearest valid name, else the list of them where it is short."""
-    names = sorted(valid)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there is {', '.join(names)}" if 0 < len(names) <= 24 else ""
 
 
 def typed(data: Any, kind: type[T], file: str, prefix: str = "") -> T:
@@ -108,10 +96,10 @@ def _struct_of(hint: Any) -> type[msgspec.Struct] | None:
 
 
 class Settings:
-    """All configuration of one workflow: the merged ``config.yaml`` and the files that it refers to, read when asked."""
+    """All configuration of one workflow: the merged ``config.yaml``, and the files it refers to."""
 
     def __init__(self, config: dict[str, Any], root: Path) -> None:
-        """``config`` is ``config/config.yaml`` with overlays merged; ``root`` the folder that holds ``config/``."""
+        """``config`` is ``config/config.yaml`` with overlays merged, ``root`` the folder of ``config/``."""
         self.root = root
         self.main = typed(config, MainConfig, "config/config.yaml (with overlays)")
         self._unique(self.main.lineup.models, "lineup.models")
@@ -193,12 +181,14 @@ _DECLARES = {"method": "Config", "metric": "score"}
 
 @functools.cache
 def module_names(kind: str) -> tuple[str, ...]:
-    """Names of all methods or metrics: the modules of their package that define ``Config`` or ``score``.
+    """Names of all methods or metrics: those modules of their package that define ``Config`` or ``score``.
 
     They are read, not imported: metrics may need heavy packages.
     """
     folder = Path(__file__).parent / f"{kind}s"
-    return tuple(path.stem for path in sorted(folder.glob("*.py")) if _DECLARES[kind] in _top_level_names(path))
+    return tuple(
+        path.stem for path in sorted(folder.glob("*.py")) if _DECLARES[kind] in _top_level_names(path)
+    )
 
 
 def _top_level_names(path: Path) -> set[str]:
@@ -207,12 +197,9 @@ def _top_level_names(path: Path) -> set[str]:
 
 
 def merge(into: dict[str, Any], overlay: dict[str, Any]) -> None:
-    """Update nested mappings as Snakemake merges configuration files: mappings merge, everything else replaces."""
+    """Update nested mappings as Snakemake merges configuration files: mappings merge, all else replaces."""
     for key, value in overlay.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
         else:
             into[key] = value
-
-
-Check = Callable[[str, str], None]

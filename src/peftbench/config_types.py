@@ -1,8 +1,8 @@
-"""The configuration files as types. The text below each field is what ``config/README.md`` and the schemas say."""
+"""The configuration files as types. ``config/README.md`` and the schemas say what stands below each field."""
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from peftbench.spec import (
     Connector,
@@ -26,7 +26,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all configuration types."""
 
 
-class Lineup(Config):
+class Lineup(Config, frozen=True, kw_only=True):
     """The models and data sets that ``lineup`` stands for in a study's axes."""
 
     models: list[Name]
@@ -35,8 +35,8 @@ class Lineup(Config):
     """Files of ``config/datasets``, without suffix, in the order of the tables' columns."""
 
 
-class Training(Config):
-    """How every run trains, unless a study says otherwise. Learning rates of PEFT modules belong to the methods."""
+class Training(Config, frozen=True, kw_only=True):
+    """How every run trains, unless a study says otherwise. PEFT learning rates belong to the methods."""
 
     epochs: PositiveInt = 3
     """Passes over the training examples."""
@@ -45,7 +45,7 @@ class Training(Config):
     max_length: PositiveInt = 2048
     """Longest sequence in tokens, image patches included."""
     precision: Precision | None = None
-    """Type of the frozen weights, for training and prediction: fp32 or bf16; null: what the model's file says."""
+    """Type of the frozen weights in training and prediction: fp32 or bf16; null: as the model's file says."""
     eval_loss: bool = False
     """Measure the loss on the test split after each epoch."""
     connector_learning_rate: NonNegativeFloat = 2e-5
@@ -66,7 +66,7 @@ class Training(Config):
     """Gradients are clipped to this norm; null: not clipped, as in the paper's LLaVA runs."""
 
 
-class Evaluation(Config):
+class Evaluation(Config, frozen=True, kw_only=True):
     """How answers are generated."""
 
     batch_size: PositiveInt = 16
@@ -75,31 +75,31 @@ class Evaluation(Config):
     """auto: methods that merge exactly (LoRA, IA3) are merged into the weights before generation."""
 
 
-class Identity(Config):
+class Identity(Config, frozen=True, kw_only=True):
     """Which installed packages are part of a result's identity."""
 
-    packages: list[str] = ["torch", "transformers", "peft", "tokenizers"]  # noqa: RUF012 (msgspec copies it)
+    packages: list[str] = field(default_factory=lambda: ["torch", "transformers", "peft", "tokenizers"])
     """Packages that can change results; each counts in the stages whose code imports it."""
     granularity: Literal["major", "minor", "patch", "none"] = "minor"
     """Part of the version that counts: with minor, 2.13.0 and 2.13.1 are the same, 2.14.0 is not."""
 
 
-class Report(Config):
+class Report(Config, frozen=True, kw_only=True):
     """What the page of a study shows."""
 
     gallery: NonNegativeInt = 4
     """Test images per data set, with the answer of each method."""
 
 
-class MainConfig(Config):
+class MainConfig(Config, frozen=True, kw_only=True):
     """``config/config.yaml``: what to run, and how."""
 
     lineup: Lineup
     """What ``lineup`` stands for in studies."""
     studies: list[StudyName]
     """The studies that a plain ``snakemake`` makes."""
-    seeds: Annotated[list[int], Meta(min_length=1)] = [42]  # noqa: RUF012
-    """Seeds of training (initialisation, data order, dropout) and of the subsets; studies may name their own."""
+    seeds: Annotated[list[int], Meta(min_length=1)] = field(default_factory=lambda: [42])
+    """Seeds of training (initialisation, data order, dropout) and of subsets; studies may name their own."""
     training: Training = Training()
     """Settings of training."""
     methods: dict[Name, dict[str, Any]] = {}
@@ -114,13 +114,13 @@ class MainConfig(Config):
     """How jobs run: nothing here changes a result's identity, so nothing here causes reruns."""
 
 
-class ModelConfig(Config):
+class ModelConfig(Config, frozen=True, kw_only=True):
     """``config/models/<name>.yaml``: one base model."""
 
     title: str
     """Name in tables and figures."""
     source: dict[str, Any]
-    """``kind`` (a module of ``peftbench.models`` that can build or fetch it) and the settings of that kind."""
+    """``kind`` (a module of ``peftbench.models.sources``) and the settings of that kind."""
     names: ModelNames
     """Where its parts are."""
     parameters: dict[str, int] = {}
@@ -133,7 +133,7 @@ class ModelConfig(Config):
     """Training settings of this model that differ from those of ``config.yaml``; a study's come last."""
 
 
-class Metric(Config):
+class Metric(Config, frozen=True, kw_only=True):
     """Which metric scores a data set."""
 
     name: Name
@@ -142,14 +142,14 @@ class Metric(Config):
     """Settings of that metric."""
 
 
-class DatasetDecoding(Config):
+class DatasetDecoding(Config, frozen=True, kw_only=True):
     """How long answers get."""
 
     max_new_tokens: PositiveInt
     """Most tokens generated per answer."""
 
 
-class DatasetConfig(Config):
+class DatasetConfig(Config, frozen=True, kw_only=True):
     """``config/datasets/<name>.yaml``: one data set."""
 
     title: str
@@ -161,7 +161,7 @@ class DatasetConfig(Config):
     seen: bool
     """Whether the base models were trained on this task before."""
     source: dict[str, Any]
-    """``kind`` (a module of ``peftbench.data``), ``generator`` where the kind has several, and their settings."""
+    """``kind`` (a module of ``peftbench.data.sources``) and the settings of that kind."""
     splits: dict[Name, NonNegativeInt]
     """Examples per split: train and test."""
     prompt: Prompt
@@ -172,15 +172,15 @@ class DatasetConfig(Config):
     """Length of answers."""
 
 
-class StudyConfig(Config):
+class StudyConfig(Config, frozen=True, kw_only=True):
     """``config/studies/<name>.yaml``: one table, its figure and its page, as a view over runs."""
 
     title: str
     """Heading of the table, the figure and the page."""
     axes: dict[str, Any]
-    """The grid: ``model``, ``dataset``, ``method`` (required), ``connector``, ``location``, ``train_size``, ``seed``, any
-    key of ``training``, any setting of a method (``rank``, or ``lora.rank`` for one method). Each is a value or a list;
-    ``model`` and ``dataset`` also take ``lineup``, ``dataset`` takes ``seen`` and ``unseen``."""
+    """The grid: ``model``, ``dataset``, ``method`` (required), ``connector``, ``location``, ``train_size``,
+    ``seed``, any key of ``training``, any setting of a method (``rank``, or ``lora.rank`` for one method). Each is
+    a value or a list; ``model`` and ``dataset`` also take ``lineup``, ``dataset`` takes ``seen`` and ``unseen``."""
     kind: Literal["table"] = "table"
     """What is made."""
     exclude: list[dict[str, Any]] = []
@@ -193,7 +193,7 @@ class StudyConfig(Config):
     """Settings per method that differ from those of ``config.yaml``."""
     columns: str = "dataset"
     """The axis across the table."""
-    rows: list[str] = ["model", "method", "connector"]  # noqa: RUF012
+    rows: list[str] = field(default_factory=lambda: ["model", "method", "connector"])
     """The axes down the table, outermost first."""
     averages: list[Average] = []
     """Averages over the columns: all, seen, unseen."""
@@ -203,7 +203,7 @@ class StudyConfig(Config):
     """What these numbers do and do not tell; one line on the page."""
 
 
-class Defaults(Config):
+class Defaults(Config, frozen=True, kw_only=True):
     """Values of the axes that a study does not name."""
 
     connector: Connector = "tuned"

@@ -1,8 +1,23 @@
 """The one exception for what a user can mend."""
 
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+FINGERPRINT_EXEMPT = "says what went wrong; a result is what went right"
+
 
 class UserError(Exception):
     """Bad input, said in one line: what is wrong, where it is, what to do.
 
     Scripts and the command line print it as ``error: ...`` and exit with status 1, without a traceback.
     """
+
+
+def did_you_mean(name: Any, valid: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest valid name, else the list of them where it is short."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; there is {', '.join(names)}" if 0 < len(names) <= 24 else ""

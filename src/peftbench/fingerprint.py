@@ -1,14 +1,14 @@
 """Fingerprint of the code behind a result: the syntax trees of everything its script can import.
 
-Comments, docstrings, formatting, positions and ``if TYPE_CHECKING`` blocks do not count; imports inside functions
-do. Modules of this package are followed, other packages enter by version. A module may declare
+Comments, docstrings, formatting, positions and ``if TYPE_CHECKING`` blocks do not count; imports inside
+functions do. Modules of this package are followed, other packages enter by version. A module may declare
 
 - ``FINGERPRINT_FILES = ("templates/x.jinja",)``: data files beside it whose bytes count too;
-- ``FINGERPRINT_EXEMPT = "why"``: it carries or names results but cannot change one (locks, records, the worker), so
+- ``FINGERPRINT_EXEMPT = "why"``: it carries or names results but cannot change one (locks, records), so
   neither it nor what it imports counts. ``tests/test_fingerprint.py`` holds the list of such modules.
 
-Imports through computed names are invisible: whoever loads a module by name (methods, metrics, data sources) hands
-that module over as a component (``peftbench.stages``).
+Imports through computed names are invisible: whoever loads a module by name (methods, metrics, data
+sources) hands that module over as a component (``peftbench.stages``).
 """
 
 import ast
@@ -48,29 +48,25 @@ class Module:
         constants = dict(_string_constants(tree))
         self.exempt = "FINGERPRINT_EXEMPT" in constants
         self.files: tuple[str, ...] = tuple(constants.get("FINGERPRINT_FILES", ()))
-        body = _dump(tree)
-        self.hash = hashlib.sha256(body.encode()).hexdigest()[:HASH_LENGTH] if body != "Module" else ""
-        """"" for a file without code: adding an empty ``__init__.py`` changes nothing."""
+        reader = _Reader()
+        reader.read(tree)
+        body = "".join(reader.text)
+        self.hash = hashlib.sha256(body.encode()).hexdigest()[:HASH_LENGTH] if body != "Module(body=)" else ""
+        """Empty for a file without code: adding an empty ``__init__.py`` changes nothing."""
         self.imports: set[str] = set()
         self.third_party: set[str] = set()
-        for target in self._targets(tree, resolver):
+        for target in self._targets(reader, resolver):
             if target == PACKAGE or target.startswith(PACKAGE + "."):
                 self.imports.update(resolver.parents_and_self(target))
             else:
                 self.third_party.add(target.partition(".")[0])
 
-    def _targets(self, tree: ast.AST, resolver: "Fingerprinter") -> Iterator[str]:
-        for node in _runtime_nodes(tree):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                base = self._absolute(node)
-                yield base
-                yield from (f"{base}.{a.name}" for a in node.names if resolver.locate(f"{base}.{a.name}"))
-            elif isinstance(node, ast.Call) and node.args and _called_name(node.func) == "import_module":
-                argument = node.args[0]
-                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                    yield argument.value
+    def _targets(self, reader: "_Reader", resolver: "Fingerprinter") -> Iterator[str]:
+        yield from reader.plain_imports
+        for node in reader.from_imports:
+            base = self._absolute(node)
+            yield base
+            yield from (f"{base}.{a.name}" for a in node.names if resolver.locate(f"{base}.{a.name}"))
 
     def _absolute(self, node: ast.ImportFrom) -> str:
         if not node.level:
@@ -91,7 +87,7 @@ class Fingerprinter:
         self._closures: dict[tuple[Path, tuple[str, ...], tuple[str, ...]], tuple[Code, frozenset[str]]] = {}
 
     def locate(self, name: str) -> tuple[Path, bool] | None:
-        """File of a module of the package and whether it is an ``__init__``; None where there is no such module."""
+        """File of a module of the package and whether it is an ``__init__``; None where there is none."""
         if name not in self._located:
             self._located[name] = self._find(name)
         return self._located[name]
@@ -126,15 +122,17 @@ class Fingerprinter:
     def code(self, script: Path, components: Iterable[str] = (), files: Iterable[str] = ()) -> Code:
         """Hashes of all code that can run in a job of that script.
 
-        ``components`` are modules that it loads by name, ``files`` are data files relative to the package's folder.
-        The packages are listed without their versions (see ``with_versions``).
+        ``components`` are modules that it loads by name, ``files`` are data files relative to the package's
+        folder. The packages are listed without their versions (see ``with_versions``).
         """
         key = (script, tuple(components), tuple(files))
         if key not in self._closures:
             self._closures[key] = self._close(*key)
         return self._closures[key][0]
 
-    def packages(self, script: Path, components: Iterable[str] = (), files: Iterable[str] = ()) -> frozenset[str]:
+    def packages(
+        self, script: Path, components: Iterable[str] = (), files: Iterable[str] = ()
+    ) -> frozenset[str]:
         """Top-level names of everything else that the same code imports."""
         key = (script, tuple(components), tuple(files))
         self.code(*key)
@@ -183,12 +181,14 @@ def with_versions(code: Code, imported: frozenset[str], packages: Iterable[str],
     for name, implied in IMPLIED_PACKAGES.items():
         if name in imported:
             reached.update(implied)
-    versions = {} if granularity == "none" else {p: cut_version(p, granularity) for p in packages if p in reached}
+    versions = (
+        {} if granularity == "none" else {p: cut_version(p, granularity) for p in packages if p in reached}
+    )
     return {"modules": code["modules"], "packages": dict(sorted(versions.items()))}
 
 
 def cut_version(package: str, granularity: str) -> str:
-    """Installed version of a package, cut after its major, minor or patch number; ``none`` where it is missing."""
+    """Installed version of a package, cut after its major, minor or patch number; ``none`` if missing."""
     version = _version(package)
     public = version.partition("+")[0]
     return ".".join(public.split(".")[: {"major": 1, "minor": 2, "patch": 3}[granularity]])
@@ -246,40 +246,58 @@ def _called_name(function: ast.expr) -> str:
     return function.id if isinstance(function, ast.Name) else ""
 
 
-def _is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and _called_name(node.test) == "TYPE_CHECKING"
+class _Reader:
+    """One walk over a tree: its text, and the imports in it.
 
-
-def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below one, without what stands under ``if TYPE_CHECKING``."""
-    yield node
-    children: Iterable[ast.AST] = node.orelse if _is_type_checking(node) else ast.iter_child_nodes(node)  # type: ignore[attr-defined]
-    for child in children:
-        yield from _runtime_nodes(child)
-
-
-def _dump(node: Any) -> str:
-    """A tree as text: names of nodes and their set fields, no positions, no bare strings.
-
-    Empty fields are left out, so fields that a later Python adds (``type_params``) do not show until they are used.
+    The text holds names of nodes and their set fields: no positions, no bare strings, nothing under ``if
+    TYPE_CHECKING``. Empty fields are left out, so fields that a later Python adds (``type_params``) do not
+    show until they are used.
     """
-    if isinstance(node, list):
-        parts = [text for item in node if (text := _dump(item))]
-        return f"[{','.join(parts)}]" if parts else ""
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-        return ""
-    if _is_type_checking(node):
-        return _dump(node.orelse)  # type: ignore[attr-defined]
-    fields = []
-    for field in node._fields:
-        value = getattr(node, field, None)
-        if value is None and not (field == "value" and isinstance(node, ast.Constant)):
-            continue
-        if field in ("ctx", "kind", "type_comment"):
-            continue
-        text = _dump(value)
-        if text:
-            fields.append(f"{field}={text}")
-    return f"{type(node).__name__}({','.join(fields)})" if fields else type(node).__name__
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.plain_imports: list[str] = []
+        self.from_imports: list[ast.ImportFrom] = []
+
+    def read(self, node: ast.AST) -> None:
+        """Append one node and all below it."""
+        if isinstance(node, ast.If) and _called_name(node.test) == "TYPE_CHECKING":
+            self._read_list(node.orelse)
+            return
+        if isinstance(node, ast.Import):
+            self.plain_imports.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            self.from_imports.append(node)
+        elif isinstance(node, ast.Call):
+            self._read_import_module(node)
+        self.text.append(type(node).__name__ + "(")
+        for field in node._fields:
+            value = getattr(node, field, None)
+            if isinstance(value, ast.AST):
+                if field != "ctx":
+                    self.text.append(field + "=")
+                    self.read(value)
+            elif isinstance(value, list):
+                if value or field == "body":
+                    self.text.append(field + "=")
+                    self._read_list(value)
+            elif field not in ("kind", "type_comment") and (
+                value is not None or isinstance(node, ast.Constant)
+            ):
+                self.text.append(f"{field}={value!r},")
+        self.text.append(")")
+
+    def _read_list(self, items: list[Any]) -> None:
+        for item in items:
+            if not isinstance(item, ast.AST):
+                self.text.append(f"{item!r},")
+            elif not (isinstance(item, ast.Expr) and _is_string(item.value)):
+                self.read(item)
+
+    def _read_import_module(self, node: ast.Call) -> None:
+        if node.args and _called_name(node.func) == "import_module" and _is_string(node.args[0]):
+            self.plain_imports.append(node.args[0].value)  # type: ignore[attr-defined]
+
+
+def _is_string(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)

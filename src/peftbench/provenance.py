@@ -8,12 +8,23 @@ import resource
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import peftbench
 
 FINGERPRINT_EXEMPT = "observes results; does not compute them"
-PACKAGES = ("torch", "transformers", "peft", "tokenizers", "accelerate", "safetensors", "numpy", "pillow", "polars")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "polars",
+)
 """Packages whose versions every record names."""
 
 
@@ -84,7 +95,7 @@ def _device() -> dict[str, Any]:
 
 def _cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as stream:
+        with Path("/proc/cpuinfo").open() as stream:
             for line in stream:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()

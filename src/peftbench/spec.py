@@ -27,21 +27,21 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all specs: immutable, keyword-only, no unknown fields."""
 
 
-class Prompt(Spec):
+class Prompt(Spec, frozen=True, kw_only=True):
     """How an example becomes the user's turn: ``{question}``, ``{choices}``, ``{lettered}`` are filled in."""
 
     templates: Annotated[list[str], Meta(min_length=1)]
     """With several, one is drawn per example by ``sha256(id) mod n``."""
 
 
-class Decoding(Spec):
+class Decoding(Spec, frozen=True, kw_only=True):
     """Greedy decoding. The batch size counts as part of the result: half-precision outputs depend on it."""
 
     max_new_tokens: PositiveInt
     batch_size: PositiveInt
 
 
-class ModelNames(Spec):
+class ModelNames(Spec, frozen=True, kw_only=True):
     """Where the parts of a model are, as module paths of the ``transformers`` class; never leaf names."""
 
     layers: str
@@ -62,7 +62,7 @@ class ModelNames(Spec):
     """Chat template: a file of src/peftbench/models/templates/, no suffix."""
 
 
-class Optim(Spec):
+class Optim(Spec, frozen=True, kw_only=True):
     """AdamW and its schedule. Learning rates are peaks after warm-up."""
 
     learning_rate: NonNegativeFloat
@@ -76,7 +76,7 @@ class Optim(Spec):
     max_grad_norm: NonNegativeFloat | None = None
 
 
-class PrepareSpec(Spec):
+class PrepareSpec(Spec, frozen=True, kw_only=True):
     """One data set in the normalised form, one parquet file per split."""
 
     dataset: Name
@@ -86,21 +86,21 @@ class PrepareSpec(Spec):
     """Examples per split."""
 
 
-class SubsetSpec(Spec):
-    """A nested draw of training examples: ``size`` of them are the first of every larger size of that seed."""
+class SubsetSpec(Spec, frozen=True, kw_only=True):
+    """A nested draw of training examples: a smaller one is the beginning of every larger one of its seed."""
 
     size: TrainSize
     seed: int
 
 
-class BaseSpec(Spec):
+class BaseSpec(Spec, frozen=True, kw_only=True):
     """A base model as a folder in the layout of the Hugging Face hub."""
 
     model: Name
     source: dict[str, Any]
 
 
-class TrainSpec(Spec):
+class TrainSpec(Spec, frozen=True, kw_only=True):
     """One fine-tuning run."""
 
     model: ModelNames
@@ -120,7 +120,7 @@ class TrainSpec(Spec):
     """Whether the loss on the test split is measured after each epoch."""
 
 
-class PredictSpec(Spec):
+class PredictSpec(Spec, frozen=True, kw_only=True):
     """Greedy answers of one tuned (or untuned: ``method="base"``) model to one test split."""
 
     model: ModelNames
@@ -135,14 +135,14 @@ class PredictSpec(Spec):
     """Whether methods that merge exactly are merged before generation."""
 
 
-class ScoreSpec(Spec):
+class ScoreSpec(Spec, frozen=True, kw_only=True):
     """One metric over one set of predictions."""
 
     metric: Name
     settings: dict[str, Any]
 
 
-class Execution(Spec):
+class Execution(Spec, frozen=True, kw_only=True):
     """How a job runs. Nothing here may change a result beyond rounding, so no digest sees any of it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -160,7 +160,7 @@ class Execution(Spec):
     results: str = "results"
     """Folder of all results; relative paths start at the working directory."""
     cache_dir: str | None = None
-    """Folder for features of frozen vision towers, for models that allow it; null: ``cache`` in the results."""
+    """Folder for features of frozen vision towers; null: ``cache`` in the results, if the model allows it."""
 
 
 SPECS: dict[str, type[Spec]] = {
@@ -171,4 +171,4 @@ SPECS: dict[str, type[Spec]] = {
     "predict": PredictSpec,
     "score": ScoreSpec,
 }
-"""Stage -> type of its spec, for stages whose results live under a digest (``peftbench.views`` has the rest)."""
+"""Stage -> type of its spec, for stages with a digest in their path (``peftbench.views`` has the rest)."""

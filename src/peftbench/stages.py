@@ -1,14 +1,15 @@
 """The stages of the workflow: their scripts, and the modules that each job loads by name.
 
-Planning and jobs both come here, so the code that a ticket was made with and the code that a job finds are listed by
-the same rules.
+Planning and jobs both come here, so the code that a ticket was made with and the code that a job finds are
+listed by the same rules.
 """
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peftbench.errors import UserError
+from peftbench.errors import UserError, did_you_mean
 from peftbench.fingerprint import Code, Fingerprinter, default_fingerprinter
 
 FINGERPRINT_EXEMPT = "names results; does not compute them"
@@ -32,7 +33,7 @@ RULES = {
 
 
 def components(stage: str, spec: dict[str, Any], locate: Locate) -> Components:
-    """What a job of ``stage`` with this spec (plain data) loads by name; ``UserError`` for a name without a module."""
+    """What a job of ``stage`` with this spec (plain data) loads by name; ``UserError`` for unknown names."""
     if stage == "prepare":
         return _source("data", spec["source"], locate), ()
     if stage == "build":
@@ -61,17 +62,29 @@ def _module(what: str, name: str, locate: Locate) -> str:
 
 
 def _source(area: str, source: dict[str, Any], locate: Locate) -> tuple[str, ...]:
-    """Modules of a source: of its kind, and of its generator where it names one.
+    """Modules of a source: of its kind, of its generator if it names one, and those that the kind lists.
 
-    A kind is ``peftbench.<area>.sources.<kind>`` or ``peftbench.<area>.<kind>``; a generator is a module of the package
-    ``peftbench.<area>.<kind>``.
+    A kind is ``peftbench.<area>.sources.<kind>``; it may have ``components(source) -> list[str]``. A
+    generator is a module of ``peftbench.<area>.<kind>``.
     """
-    kind = str(source.get("kind", ""))
-    places = [f"peftbench.{area}.sources.{kind}", f"peftbench.{area}.{kind}"]
-    found = [name for name in places if kind and locate(name) is not None]
-    if not found:
-        raise UserError(f"source kind {kind!r} has no module {places[1]}")
+    found = [source_module(area, source, locate)]
     generator = source.get("generator")
     if isinstance(generator, str):
-        found.append(_module("generator", f"{places[1]}.{generator}", locate))
-    return tuple(found)
+        found.append(_module("generator", f"peftbench.{area}.{source['kind']}.{generator}", locate))
+    listed = getattr(importlib.import_module(found[0]), "components", None)
+    if listed is not None:
+        found.extend(_module("component", name, locate) for name in listed(source))
+    return tuple(dict.fromkeys(found))
+
+
+def source_module(area: str, source: dict[str, Any], locate: Locate) -> str:
+    """Full name of the module of a source's kind; ``UserError`` where the kind is missing or unknown."""
+    kind = source.get("kind")
+    if not kind:
+        raise UserError("source: key 'kind' is missing")
+    name = f"peftbench.{area}.sources.{kind}"
+    if locate(name) is None:
+        folder = Path(locate(f"peftbench.{area}")[0]).parent / "sources"
+        known = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
+        raise UserError(f"source: unknown kind {kind!r}{did_you_mean(kind, known)}")
+    return name

@@ -1,8 +1,8 @@
 """Results on disk: whole or not there, and written by one process at a time.
 
-Files are written under a temporary name in their own folder, synced and renamed. A result folder is filled by way
-of a ``.partial-*`` folder inside it; its ``record.json`` is written last, so a result exists if and only if its record
-does.
+Files are written under a temporary name in their own folder, synced and renamed. A result folder is filled
+by way of a ``.partial-*`` folder inside it; its ``record.json`` is written last, so a result exists if and
+only if its record does.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from msgspec import Struct
 
@@ -28,7 +28,7 @@ PARTIAL = ".partial-"
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a finished job leaves: what it was asked, with which code and inputs, what came out and at what cost."""
+    """What a finished job leaves: what it was asked, from which code and inputs, what came out, its cost."""
 
     stage: str
     digest: str
@@ -98,14 +98,18 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def no_space_in_one_line(path: Path) -> Iterator[None]:
-    """Turn a full disk, an exceeded quota and a read-only folder into a ``UserError`` that names the place."""
+    """Turn a full disk, a used-up quota and a read-only folder into a ``UserError`` that names the place."""
     try:
         yield
     except OSError as error:
         known = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
         known |= {errno.EROFS: "the file system is read-only", errno.EACCES: "no permission to write"}
         if error.errno in known:
-            hint = "make room and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
+            hint = (
+                "make room and run again"
+                if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                else "check the folder"
+            )
             raise UserError(f"{path}: {known[error.errno]}: nothing was stored, {hint}") from None
         raise
 
@@ -121,7 +125,9 @@ def read_record(path: Path) -> Record:
     texts = (canonical_json(part) for part in (record.spec, record.code, record.inputs))
     made = digest_of_text(identity_text(record.stage, *texts))
     if made != record.digest:
-        raise UserError(f"{path}: its content belongs to digest {made}, not {record.digest}: delete it and run again")
+        raise UserError(
+            f"{path}: its content belongs to digest {made}, not {record.digest}: delete it and run again"
+        )
     return record
 
 
@@ -177,7 +183,7 @@ def _same_file(handle: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def partial_directory(target: Path) -> Iterator[Path]:
-    """A folder inside ``target`` to fill; its entries move up when the block ends well, and go when it does not.
+    """A folder inside ``target`` to fill: its entries move up when the block ends well, else they go.
 
     Left-overs of killed predecessors are removed first, so hold the target's lock.
     """

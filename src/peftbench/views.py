@@ -10,7 +10,7 @@ from peftbench.spec import Connector, Location, Name, NonNegativeInt, Spec, Trai
 FINGERPRINT_EXEMPT = "only types: what a job is given stands in its spec in full, defaults written out"
 
 
-class ModelInfo(Spec):
+class ModelInfo(Spec, frozen=True, kw_only=True):
     """What a table or page says about a model."""
 
     name: Name
@@ -19,7 +19,7 @@ class ModelInfo(Spec):
     """Published parameter counts by component, where the model's file gives them."""
 
 
-class DatasetInfo(Spec):
+class DatasetInfo(Spec, frozen=True, kw_only=True):
     """What a table or page says about a data set."""
 
     name: Name
@@ -33,7 +33,7 @@ class DatasetInfo(Spec):
     metric: Name
 
 
-class Cell(Spec):
+class Cell(Spec, frozen=True, kw_only=True):
     """One scored run of a study: its coordinates and where its scores are."""
 
     model: Name
@@ -46,10 +46,10 @@ class Cell(Spec):
     axes: dict[str, Any]
     """Values of the study's further axes (hyperparameters), in the study's order."""
     scores: str
-    """Folder of the scores, relative to the results; its parent holds the predictions, the next one the run."""
+    """Folder of the scores, relative to the results; its parent holds the predictions, the next the run."""
 
 
-class TabulateSpec(Spec):
+class TabulateSpec(Spec, frozen=True, kw_only=True):
     """A table as a view over runs."""
 
     study: Name
@@ -69,14 +69,14 @@ class TabulateSpec(Spec):
     cells: list[Cell]
 
 
-class PlotSpec(Spec):
+class PlotSpec(Spec, frozen=True, kw_only=True):
     """The figure of a study, drawn from its table."""
 
     study: Name
     title: str
 
 
-class ReportSpec(Spec):
+class ReportSpec(Spec, frozen=True, kw_only=True):
     """The page of a study: table, figure, training curves, gallery."""
 
     study: Name

@@ -1,7 +1,8 @@
 """Greedy answers of a tuned or untuned model to a test split.
 
-Prompts are padded on the left and sorted by length; the batch size belongs to the spec. Methods that merge exactly
-are merged first in fp32 (in bf16 merging would round the weights). Answers are kept as the model wrote them.
+Prompts are padded on the left and sorted by length; the batch size belongs to the spec. Methods that merge
+exactly are merged first in fp32 (in bf16 merging would round the weights). Answers are kept as the model
+wrote them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from peftbench.models.load import load_base, pick_device
 from peftbench.store import partial_directory
 from peftbench.training.adapt import attach, restore
 from peftbench.training.batches import Encoded, collate, encode
-from peftbench.training.features import open_images
+from peftbench.training.features import cache_folder, open_images
 from peftbench.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ def generate_predictions(
     out_dir: Path,
     execution: Execution,
 ) -> dict[str, Any]:
-    """Write ``predictions.parquet`` (id, prediction, prompt, n_tokens, finished), in the order of the test split.
+    """Write ``predictions.parquet`` in the order of the test split.
 
-    ``run_dir`` holds the trained weights; None for the untuned base model. Returns the facts for the record.
+    Its columns are id, prediction, prompt, n_tokens and finished. ``run_dir`` holds the trained weights; None
+    for the untuned base model. Returns the facts for the record.
     """
     import hashlib
 
@@ -65,7 +67,7 @@ def generate_predictions(
     if not examples:
         raise UserError(f"{data_dir}: the test split is empty")
     shas = [example.image for example in examples]
-    images, cache_facts = open_images(base, spec.model, image_store, shas, execution.cache_dir)
+    images, cache_facts = open_images(base, spec.model, image_store, shas, cache_folder(execution))
     prompts = encode(base, images, spec.model, spec.prompt, examples, None, answers=False)
 
     start = time.monotonic()
@@ -130,7 +132,7 @@ def greedy(
     batch_size: int,
     autocast: bool = False,
 ) -> list[Answer]:
-    """Greedy answers to encoded prompts, in their order, by ``transformers``' generation with a key-value cache."""
+    """Greedy answers to encoded prompts, in their order, by ``transformers``' generation with a cache."""
     import torch
     from transformers import GenerationConfig
 

@@ -1,8 +1,9 @@
 """Bottleneck adapters (Houlsby et al. 2019) in the series form of LLM-Adapters, which the paper's code uses.
 
-By default an adapter of width 256 on the input of gate and up and on the output of down (``mlp``); at ``attn`` on the
-inputs of query, key and value and the output of the output projection. The text of the paper describes Houlsby's
-placement instead (after attention and after the MLP): ``placement: houlsby`` with ``location: both``.
+By default an adapter of width 256 on the input of gate and up and on the output of down (``mlp``); at
+``attn`` on the inputs of query, key and value and the output of the output projection. The text of the paper
+describes Houlsby's placement instead (after attention and after the MLP): ``placement: houlsby`` with
+``location: both``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """IA3 (Liu et al. 2022): learnt vectors that scale keys, values and the input of the MLP's last layer.
 
-Vectors start at one, so step 0 is the base model. Targets are those of the paper's script: key and value projections
-(scaled at their output) and the down projection (scaled at its input).
+Vectors start at one, so step 0 is the base model. Targets are those of the paper's script: key and value
+projections (scaled at their output) and the down projection (scaled at its input).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021): ``y = W x + (alpha / rank) B A drop(x)`` on the language model's linear layers.
 
-Defaults are those of the paper's scripts: rank 128, alpha 256, dropout 0.05, on query, key, value, output, gate, up
-and down; A by Kaiming's uniform draw, B zero, so that step 0 is the base model.
+Defaults are those of the paper's scripts: rank 128, alpha 256, dropout 0.05, on query, key, value, output,
+gate, up and down; A by Kaiming's uniform draw, B zero, so that step 0 is the base model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def apply(model: Any, names: ModelNames, config: Config, location: str) -> Any:
 
     settings = LoraConfig(
         r=config.rank,
-        lora_alpha=2 * config.rank if config.alpha is None else config.alpha,  # type: ignore[arg-type]
+        lora_alpha=2 * config.rank if config.alpha is None else config.alpha,
         lora_dropout=config.dropout,
         use_rslora=config.rank_stabilised,
         bias="none",

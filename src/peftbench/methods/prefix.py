@@ -1,7 +1,7 @@
 """Prefix-tuning (Li and Liang 2021): learnt keys and values in every attention layer of the language model.
 
-20 tokens without the MLP reparametrisation by default: that is what the paper counts (its Table 15) and saves. Its
-released LLaVA script trains through the MLP: ``projection: true``.
+20 tokens without the MLP reparametrisation by default: that is what the paper counts (its Table 15) and
+saves. Its released LLaVA script trains through the MLP: ``projection: true``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def finish(model: Any) -> None:
 
 
 def trainable_count(dims: Dims, config: Config, location: str) -> int:
-    """``tokens * 2 * layers * kv heads * head size``; with a projection, the parameters of the MLP instead."""
+    """``tokens * 2 * layers * kv heads * head size``; with a projection, the parameters of the MLP."""
     places(location, DEFAULT_LOCATION, LOCATIONS, "prefix")
     saved = 2 * dims.layers * dims.kv_heads * dims.head_dim
     if not config.projection:

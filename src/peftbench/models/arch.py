@@ -1,7 +1,7 @@
 """Parts of a model by name: target patterns, the partition of its parameters, and its sizes.
 
-Everything here works on the module paths of ``ModelNames``; nothing branches on a model's name. The module itself
-imports nothing heavy, so that planning can count parameters without torch.
+Everything here works on the module paths of ``ModelNames``; nothing branches on a model's name. The module
+itself imports nothing heavy, so that planning can count parameters without torch.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def places(location: str, default: str, allowed: Sequence[str], method: str) -> 
 def key_value_leaves(attention: list[str]) -> list[str]:
     """Leaf paths whose outputs are the keys and the values.
 
-    ``ModelNames.attention`` lists query, key, value, output in the order of the forward pass. Where the three are
-    fused into one layer there is no key or value output to scale; the output projection stands in for them, as the
-    paper's code does for Qwen-VL.
+    ``ModelNames.attention`` lists query, key, value, output in the order of the forward pass. Where the three
+    are fused into one layer there is no key or value output to scale; the output projection stands in for
+    them, as the paper's code does for Qwen-VL.
     """
     return attention[1:3] if len(attention) == 4 else attention[-1:]
 
@@ -66,8 +66,8 @@ def key_value_leaves(attention: list[str]) -> list[str]:
 def target_regex(names: ModelNames, leaves: Iterable[str]) -> str:
     """Pattern of the full module paths of ``leaves`` in every decoder layer.
 
-    peft matches a string target with ``re.fullmatch`` on the path inside the base model, so a module of the same
-    leaf name elsewhere (the vision tower has a ``q_proj`` too) is never hit.
+    peft matches a string target with ``re.fullmatch`` on the path inside the base model, so a module of the
+    same leaf name elsewhere (the vision tower has a ``q_proj`` too) is never hit.
     """
     return rf"(?:{names.layers})\.(?:{'|'.join(re.escape(leaf) for leaf in leaves)})"
 
@@ -115,7 +115,7 @@ def measure_dims(model: nn.Module, names: ModelNames) -> Dims:
 
 
 def head_shape(attention: Any) -> tuple[int, int]:
-    """``(key-value heads, head size)`` of a transformers attention module; grouped-query attention has fewer."""
+    """``(key-value heads, head size)`` of an attention module; with grouped queries there are fewer heads."""
     config = attention.config
     heads = int(config.num_attention_heads)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -126,12 +126,11 @@ def head_shape(attention: Any) -> tuple[int, int]:
 def partition(model: nn.Module, names: ModelNames) -> dict[str, str]:
     """Component of each parameter of a base model, by parameter path.
 
-    The longest matching prefix wins, since a connector may live inside the vision tower (Qwen2-VL's merger). What
-    no prefix claims is language if it lies in the module that holds the decoder layers. Raises ``UserError`` for a
-    parameter that nobody or more than one component claims, and for a prefix that matches nothing.
+    The longest matching prefix wins, since a connector may live inside the vision tower (Qwen2-VL's merger).
+    What no prefix claims is language if it lies in the module that holds the decoder layers. Raises
+    ``UserError`` for a parameter that nobody or more than one component claims, and for a prefix that matches
+    nothing.
     """
-    from os.path import commonprefix
-
     claims = {
         prefix: component
         for component, prefixes in (
@@ -144,9 +143,8 @@ def partition(model: nn.Module, names: ModelNames) -> dict[str, str]:
     if len(claims) < len(names.connector) + len(names.vision) + len(names.embeddings):
         raise UserError("model file: the same prefix stands under two of connector, vision and embeddings")
     paths = list(decoder_layers(model, names))
-    # "model.language_model.layers.0" and ".1" share "model.language_model.layers."; its parent is the language model.
-    shared = commonprefix(paths) if len(paths) > 1 else paths[0].rsplit(".", 1)[0] + "."
-    root = shared.rsplit(".", 1)[0].rpartition(".")[0]
+    # "model.language_model.layers.0" lies two levels below the language model.
+    root = paths[0].rsplit(".", 2)[0] if paths[0].count(".") > 1 else ""
     used: set[str] = set()
     result: dict[str, str] = {}
     for path, _ in model.named_parameters():
@@ -161,7 +159,8 @@ def partition(model: nn.Module, names: ModelNames) -> dict[str, str]:
                 f"model file: parameter {path} belongs to none of connector, vision, embeddings and {root}: "
                 "name its module under one of them"
             )
-    # Tied weights appear once in named_parameters, so an unused embeddings prefix is an alias if its module exists.
+    # Tied weights appear once in named_parameters, so an unused embeddings prefix is an alias if its module
+    # exists.
     modules = dict(model.named_modules())
     for prefix, component in claims.items():
         if prefix not in used and not (component == "embeddings" and prefix in modules):

@@ -25,7 +25,8 @@ class Base:
                 "base model: the tokenizer has no end token: set eos_token in tokenizer_config.json"
             )
         pad = self.tokenizer.pad_token_id
-        # Padding is masked by position, never by id, so the end token may stand in for a missing padding token.
+        # Padding is masked by position, never by id, so the end token may stand in for a missing padding
+        # token.
         self.pad_token_id: int = int(self.tokenizer.eos_token_id if pad is None else pad)
 
 
@@ -44,8 +45,8 @@ def pick_device(wanted: str) -> torch.device:
 def load_base(directory: Path, precision: str, device: torch.device) -> Base:
     """The model (all parameters frozen, evaluation mode) and its processor.
 
-    ``precision`` is "fp32" or "bf16", the type of the frozen weights. Weights come from safetensors, and no code
-    of the folder is run. Raises ``UserError`` where the folder is not a model or weights are missing.
+    ``precision`` is "fp32" or "bf16", the type of the frozen weights. Weights come from safetensors, and no
+    code of the folder is run. Raises ``UserError`` where the folder is not a model or weights are missing.
     """
     import torch
     import transformers

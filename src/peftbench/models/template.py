@@ -1,9 +1,9 @@
 """From an example to text: the prompt of the data set, then the chat template of the model.
 
-Templates are Jinja files of our own (``templates/<name>.jinja``): those of the hub mostly lack the system sentence or
-the end token that the models were trained with. They see ``messages`` (each with ``role``, ``text`` and ``image``),
-``image_token``, ``eos_token`` and ``add_generation_prompt``, and must end with the generation prompt. The tokenizer
-adds its own start token.
+Templates are Jinja files of our own (``templates/<name>.jinja``): those of the hub mostly lack the system
+sentence or the end token that the models were trained with. They see ``messages`` (each with ``role``,
+``text`` and ``image``), ``image_token``, ``eos_token`` and ``add_generation_prompt``, and must end with the
+generation prompt. The tokenizer adds its own start token.
 """
 
 from __future__ import annotations

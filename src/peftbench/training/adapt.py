@@ -1,8 +1,9 @@
 """A method and a connector put onto a base model; their weights saved and loaded.
 
-What is trainable is decided here, checked parameter by parameter before the first step, and recorded per component.
-The connector is trained in place rather than as peft's ``modules_to_save``: no second copy in memory, merging works for
-every method, and its weights are a plain file (``connector.safetensors``) under the base model's own names.
+What is trainable is decided here, checked parameter by parameter before the first step, and recorded per
+component. The connector is trained in place rather than as peft's ``modules_to_save``: no second copy in
+memory, merging works for every method, and its weights are a plain file (``connector.safetensors``) under the
+base model's own names.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ PEFT_ROOT = "base_model.model."
 class Tuned:
     """A base model with a method applied.
 
-    ``model`` is a ``PeftModel``, or the bare base model for methods that add nothing. ``method_parameters`` and
-    ``connector_parameters`` are the trainable ones by name in ``model``. ``totals`` and ``trainable`` count parameters
-    per component of the base model; what the method added is the component "method".
+    ``model`` is a ``PeftModel``, or the bare base model for methods that add nothing. ``method_parameters``
+    and ``connector_parameters`` are the trainable ones by name in ``model``. ``totals`` and ``trainable``
+    count parameters per component of the base model; what the method added is the component "method".
     """
 
     def __init__(self, model: Any, method: Any, settings: Any) -> None:
@@ -60,9 +61,9 @@ def load_method(name: str) -> Any:
 def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
     """Apply the spec's method and connector to ``base`` (in place) and check what is trainable.
 
-    The initial values of the method come from torch's global generator. Raises ``UserError`` for settings that the
-    method does not know and for names of the model file that do not fit; ``AssertionError`` where more or less is
-    trainable than the method's formula says.
+    The initial values of the method come from torch's global generator. Raises ``UserError`` for settings
+    that the method does not know and for names of the model file that do not fit; ``AssertionError`` where
+    more or less is trainable than the method's formula says.
     """
     method = load_method(spec.method)
     try:
@@ -105,7 +106,8 @@ def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
 def save(tuned: Tuned, directory: Path, base_name: str) -> None:
     """Write ``adapter/`` (peft's layout) and, if the connector was tuned, ``connector.safetensors``.
 
-    ``base_name`` is recorded as the base model's name; a path would make equal results differ between machines.
+    ``base_name`` is recorded as the base model's name; a path would make equal results differ between
+    machines.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file

@@ -1,7 +1,8 @@
 """Examples to token ids, once; and batches of them, by slicing.
 
-Each example is rendered, tokenised and expanded (one image placeholder becomes as many ids as the image has tokens)
-before the first step, so that a step only pads and stacks. Labels are the answer and its end token, nothing else.
+Each example is rendered, tokenised and expanded (one image placeholder becomes as many ids as the image has
+tokens) before the first step, so that a step only pads and stacks. Labels are the answer and its end token,
+nothing else.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ IGNORED = -100
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """One example as token ids (int32). Ids from ``prompt_length`` on are supervised; ``image`` is "" for none."""
+    """One example as token ids (int32), supervised from ``prompt_length`` on; ``image`` is "" for none."""
 
     id: str
     ids: np.ndarray
@@ -58,8 +59,9 @@ def encode(
 ) -> list[Encoded]:
     """Token ids of all examples, with their answers (training) or up to the generation prompt.
 
-    Nothing is ever cut: a cut image or answer would train something else. Raises ``UserError`` for examples beyond
-    ``max_length``, empty targets, and tokenizers that join the end of the prompt with the start of the answer.
+    Nothing is ever cut: a cut image or answer would train something else. Raises ``UserError`` for examples
+    beyond ``max_length``, empty targets, and tokenizers that join the end of the prompt with the start of the
+    answer.
     """
     if not examples:
         return []
@@ -134,10 +136,10 @@ def global_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> 
 
 
 def collate(items: Sequence[Item], pad_id: int, left: bool) -> dict[str, torch.Tensor]:
-    """Pad to the longest of ``items``; (batch, length) ids, attention mask and labels, and the images' tensors.
+    """Pad to the longest of ``items``: (batch, length) ids, attention mask and labels, and the images.
 
-    Generation pads on the left, training on the right. What the images give is joined along its first dimension, in
-    the order of the rows, as ``transformers`` expects.
+    Generation pads on the left, training on the right. What the images give is joined along its first
+    dimension, in the order of the rows, as ``transformers`` expects.
     """
     import torch
 

@@ -1,11 +1,11 @@
 """Images as the model takes them: preprocessed pixels, or cached features of a frozen vision tower.
 
-The tower is frozen in every run of this benchmark, so its output for an image never changes. With a cache folder it
-is computed once per tower, preprocessing and list of images, kept as one safetensors file, and then the tower inside
-the model is replaced by a module that hands the stored hidden states on; connector and language model do not notice.
-Features are computed in chunks of a fixed size (the last one is filled up), so that those of an image do not depend
-on which other images are asked for beyond rounding. Against a live tower, which sees other batch shapes, results
-agree within rounding.
+The tower is frozen in every run of this benchmark, so its output for an image never changes. With a cache
+folder it is computed once per tower, preprocessing and list of images, kept as one safetensors file, and then
+the tower inside the model is replaced by a module that hands the stored hidden states on; connector and
+language model do not notice. Features are computed in chunks of a fixed size (the last one is filled up), so
+that those of an image do not depend on which other images are asked for beyond rounding. Against a live
+tower, which sees other batch shapes, results agree within rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from peftbench.models.load import Base
-    from peftbench.spec import ModelNames
+    from peftbench.spec import Execution, ModelNames
 
 FORMAT = 1
 """Part of a cache file's name; raise it when what is stored changes its meaning."""
@@ -96,13 +96,18 @@ class CachedImages:
         return {"pixel_values": self.features[row : row + 1]}
 
 
+def cache_folder(execution: Execution) -> Path | None:
+    """Where features are kept, or None."""
+    return None if execution.cache_dir is None else Path(execution.cache_dir)
+
+
 def open_images(
     base: Base, names: ModelNames, image_store: Path, shas: Sequence[str], cache_dir: Path | None
 ) -> tuple[Images, dict[str, Any]]:
     """The images of a job, and facts about the cache for the record.
 
-    ``shas`` are the images that the job may ask for (better: those of the whole split, so that all draws of a data
-    set share one file). With a cache, the tower of ``base`` is replaced, in place.
+    ``shas`` are the images that the job may ask for (better: those of the whole split, so that all draws of a
+    data set share one file). With a cache, the tower of ``base`` is replaced, in place.
     """
     wanted = sorted({sha for sha in shas if sha})
     if cache_dir is None or not wanted:

@@ -1,15 +1,16 @@
 """Fine-tuning one adapter, from base model and data to weights on disk.
 
-One loop for one process, several (DDP) and DeepSpeed's ZeRO, by way of accelerate. What makes the result independent
-of the machine:
+One loop for one process, several (DDP) and DeepSpeed's ZeRO, by way of accelerate. What makes the result
+independent of the machine:
 
 - the global batch is fixed; processes and micro-batches only split it;
-- the loss of a global batch is the mean over all its supervised tokens: every micro-batch contributes its sum divided
-  by that number, which is known from the token ids without communication;
-- the order of examples comes from the seed and the epoch alone; method initialisation and dropout from the seed.
+- the loss of a global batch is the mean over all its supervised tokens: every micro-batch contributes its sum
+  divided by that number, which is known from the token ids without communication;
+- the order of examples comes from the seed and the epoch alone; method initialisation and dropout from the
+  seed.
 
-Dropout masks are drawn per micro-batch, so with dropout two ways of splitting differ by other masks; without it they
-agree within rounding. On one CPU process two runs of one spec are equal bit for bit.
+Dropout masks are drawn per micro-batch, so with dropout two ways of splitting differ by other masks; without
+it they agree within rounding. On one CPU process two runs of one spec are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from peftbench.models.load import load_base, pick_device
 from peftbench.store import partial_directory
 from peftbench.training.adapt import attach, save
 from peftbench.training.batches import IGNORED, Encoded, Item, collate, derived_seed, encode, global_batches
-from peftbench.training.features import open_images
+from peftbench.training.features import cache_folder, open_images
 from peftbench.training.optimizer import lr_factor, make_optimizer, set_learning_rates, warmup_steps
 from peftbench.training.progress import Progress
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from peftbench.training.features import Images
 
 LOG_COLUMNS = ("step", "epoch", "loss", "lr", "lr_connector", "tokens", "seconds")
-"""``loss`` is the mean over the step's supervised tokens, ``tokens`` their number, ``seconds`` since the start."""
+"""``loss`` is the mean over the step's supervised ``tokens``, ``seconds`` counts from the start."""
 EVAL_COLUMNS = ("epoch", "step", "loss", "tokens")
 
 
@@ -74,8 +75,8 @@ class Trainer:
 
         # Every process gets its share of long and of short examples.
         shares = [batch[self.rank :: self.world] for batch in batches]
-        loader = DataLoader(
-            _Items(examples, self.images),
+        loader: DataLoader[Any] = DataLoader(
+            _Items(examples, self.images),  # type: ignore[arg-type] # map-style by duck typing
             batch_sampler=shares,
             collate_fn=list,
             num_workers=self.workers,
@@ -160,7 +161,8 @@ class Trainer:
 
         device = self.accelerator.device
         labels = inputs["labels"]
-        # Logits only where some row has a label for the next token: the head is a large part of a small model.
+        # Logits only where some row has a label for the next token: the head is a large part of a small
+        # model.
         keep = (labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
         if not len(keep):
             keep = torch.tensor([0])
@@ -183,7 +185,8 @@ class Trainer:
         self.model.eval()
         with torch.no_grad():
             for items in self.items(batches, examples):
-                # No collective operation in here unless weights are sharded, so an empty share may be skipped.
+                # No collective operation in here unless weights are sharded, so an empty share may be
+                # skipped.
                 if items:
                     total += self.loss_sum(collate(items, self.pad_id, left=False))
         self.model.train()
@@ -216,10 +219,11 @@ def train_adapter(
     execution: Execution,
     zero_stage: int = 0,
 ) -> dict[str, Any]:
-    """Train as ``spec`` says and write ``adapter/``, ``connector.safetensors``, ``log.csv`` (and ``eval.csv``).
+    """Train as ``spec`` says; write ``adapter/``, ``connector.safetensors``, ``log.csv`` and ``eval.csv``.
 
-    Files appear in ``out_dir`` only when all is done. Returns the facts for the record. In a distributed launch every
-    process calls this; the first one writes. Raises ``UserError`` for bad input and for a loss that is not finite.
+    Files appear in ``out_dir`` only when all is done. Returns the facts for the record. In a distributed
+    launch every process calls this; the first one writes. Raises ``UserError`` for bad input and for a loss
+    that is not finite.
     """
     import polars as pl
     import torch
@@ -240,7 +244,7 @@ def train_adapter(
     held_out = read_examples(data_dir, "test") if spec.eval_loss else []
     shas = pl.read_parquet(data_dir / "train.parquet", columns=["image"])["image"].to_list()
     shas += [example.image for example in held_out]
-    images, cache_facts = open_images(base, spec.model, image_store, shas, execution.cache_dir)
+    images, cache_facts = open_images(base, spec.model, image_store, shas, cache_folder(execution))
 
     def encoded(examples: list[Any]) -> list[Encoded]:
         return encode(base, images, spec.model, spec.prompt, examples, spec.max_length, answers=True)
@@ -369,7 +373,8 @@ def _zero_plugin(spec: TrainSpec, stage: int) -> Any:
     import deepspeed.ops
     from accelerate import DeepSpeedPlugin
 
-    # Its shared-memory collectives for CPUs are compiled at first use (minutes, a compiler); gloo does without.
+    # Its shared-memory collectives for CPUs are compiled at first use (minutes, a compiler); gloo does
+    # without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     config = {
         "zero_optimization": {"stage": stage},

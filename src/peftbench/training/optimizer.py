@@ -20,8 +20,8 @@ def warmup_steps(total: int, ratio: float) -> int:
 def lr_factor(schedule: str, step: int, warmup: int, total: int) -> float:
     """Learning rate of step ``step`` (from 0) over its peak; equal to ``transformers.get_scheduler``.
 
-    Linear from 0 during warm-up (so the first of its steps changes nothing), then to 0 along half a cosine or a
-    line, or constant.
+    Linear from 0 during warm-up (so the first of its steps changes nothing), then to 0 along half a cosine or
+    a line, or constant.
     """
     if step < warmup:
         return step / max(1, warmup)

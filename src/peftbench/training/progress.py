@@ -25,5 +25,6 @@ class Progress:
         self.last = now
         elapsed = now - self.start
         left = elapsed / done * (self.total - done) if done else 0.0
-        line = f"{self.label} {done}/{self.total}{' ' + note if note else ''}, {elapsed:.0f} s, {left:.0f} s left"
+        note = f" {note}" if note else ""
+        line = f"{self.label} {done}/{self.total}{note}, {elapsed:.0f} s, {left:.0f} s left"
         print(line, file=sys.stderr, flush=True)

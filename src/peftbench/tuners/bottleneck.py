@@ -1,4 +1,4 @@
-"""Bottleneck adapters as a peft tuner: the series form of LLM-Adapters, with Houlsby's placement as an option.
+"""Bottleneck adapters as a peft tuner: the series form of LLM-Adapters, or Houlsby's placement.
 
 Around a frozen linear layer ``W`` with projections ``D: d -> b`` and ``U: b -> d``, activation ``f``:
 
@@ -6,9 +6,9 @@ Around a frozen linear layer ``W`` with projections ``D: d -> b`` and ``U: b -> 
 - on the output (``output_adapter``): ``y = h + s * U f(D drop(h))`` with ``h = W x``
 
 The paper's code (LLM-Adapters' fork of peft) puts the first before gate_proj and up_proj and the second after
-down_proj, with tanh, no bias, both matrices drawn from N(0, 0.02) - so the function at step 0 is not that of the base
-model - and dropout 0.05 on the adapter's input. Importing this module registers the tuner, after which stock peft
-saves and loads it (``PeftModel.from_pretrained``).
+down_proj, with tanh, no bias, both matrices drawn from N(0, 0.02) - so the function at step 0 is not that of
+the base model - and dropout 0.05 on the adapter's input. Importing this module registers the tuner, after
+which stock peft saves and loads it (``PeftModel.from_pretrained``).
 """
 
 from __future__ import annotations
@@ -64,6 +64,14 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_size", "scaling", "bottleneck_dropout")
+    # Properties of peft's (untyped) base classes, and containers that torch types as "Tensor or Module".
+    active_adapters: Any
+    disable_adapters: Any
+    set_adapter: Any
+    get_base_layer: Any
+    base_layer: Any
+    _cast_input_dtype: Any
+    _move_adapter_to_device_of_base_layer: Any
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: BottleneckConfig, on_input: bool
@@ -113,7 +121,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return self._adapted(self.base_layer(x, *args, **kwargs))
 
     def _adapted(self, h: torch.Tensor) -> torch.Tensor:
-        """``h`` plus what the active adapters make of it; computed in the adapter's precision, returned in ``h``'s."""
+        """``h`` plus what the active adapters make of it, computed in the adapter's precision."""
         for name in self.active_adapters:
             if name in self.bottleneck_down:
                 down, up = self.bottleneck_down[name], self.bottleneck_up[name]
@@ -138,7 +146,7 @@ class BottleneckModel(BaseTuner):
     tuner_layer_cls = BottleneckLayer
     target_module_mapping: dict[str, Any] = {}  # noqa: RUF012 - peft reads it from the class
 
-    def _create_and_replace(  # type: ignore[override]
+    def _create_and_replace(
         self,
         config: BottleneckConfig,
         adapter_name: str,

@@ -1,15 +1,16 @@
 """Prefix-tuning as a peft tuner: learnt keys and values that every token of a layer attends to.
 
-peft's own PREFIX_TUNING carries the prefix in the key-value cache, which gradient checkpointing drops and which breaks
-models with multimodal positions. Here the prefix enters inside a registered attention function instead: a wrapper
-around each attention module hands its prefix to the function, which puts it before the keys and values and extends
-the mask. So checkpointing recomputes it, generation caches only real tokens, and padded batches stay right, since
-the prefix is visible from every row and real tokens keep their positions.
+peft's own PREFIX_TUNING carries the prefix in the key-value cache, which gradient checkpointing drops and
+which breaks models with multimodal positions. Here the prefix enters inside a registered attention function
+instead: a wrapper around each attention module hands its prefix to the function, which puts it before the
+keys and values and extends the mask. So checkpointing recomputes it, generation caches only real tokens, and
+padded batches stay right, since the prefix is visible from every row and real tokens keep their positions.
 
-The function class and the number of parameters are those of PREFIX_TUNING: ``n`` keys and values per key-value head
-and layer, not rotated. (There real tokens start at position ``n``, here at 0; with free keys that are not rotated this
-is only another parametrisation.) With ``projection`` the prefix is the output of a two-layer MLP while it trains
-(Li and Liang 2021; the paper's released LLaVA script); ``fold`` replaces it by the plain prefix that is saved.
+The function class and the number of parameters are those of PREFIX_TUNING: ``n`` keys and values per
+key-value head and layer, not rotated. (There real tokens start at position ``n``, here at 0; with free keys
+that are not rotated this is only another parametrisation.) With ``projection`` the prefix is the output of a
+two-layer MLP while it trains (Li and Liang 2021; the paper's released LLaVA script); ``fold`` replaces it by
+the plain prefix that is saved.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def _prepend(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Keys, values and mask with the prefix of ``module`` in front; unchanged if it has none.
 
-    ``query`` is (batch, heads, q, head size); ``key`` and ``value`` are (batch, kv heads, k, head size), before
-    any repetition of grouped heads; ``mask`` broadcasts to (batch, heads, q, k), boolean (True = visible) or additive.
+    ``query`` is (batch, heads, q, head size); ``key`` and ``value`` are (batch, kv heads, k, head size),
+    before any repetition of grouped heads; ``mask`` broadcasts to (batch, heads, q, k), boolean (True =
+    visible) or additive.
     """
     prefix = getattr(module, "_kv_prefix", None)
     if prefix is None:
@@ -78,15 +80,16 @@ def _eager_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's own ``eager`` attention with the module's prefix (models whose logits are soft-capped)."""
     key, value, attention_mask = _prepend(module, query, key, value, attention_mask)
-    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    eager = sys.modules[type(module).__module__].eager_attention_forward
     return eager(module, query, key, value, attention_mask, **kwargs)
 
 
 def _sdpa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     """``sdpa``'s mask, but never None for several queries.
 
-    None means "let sdpa be causal", which aligns queries and keys at the upper left: with more keys than queries
-    that would hide the last tokens instead of the future ones. One query sees everything, so None is right there.
+    None means "let sdpa be causal", which aligns queries and keys at the upper left: with more keys than
+    queries that would hide the last tokens instead of the future ones. One query sees everything, so None is
+    right there.
     """
     q_length = kwargs["q_length"] if "q_length" in kwargs else args[1]
     if q_length > 1:
@@ -118,13 +121,19 @@ class KVPrefixConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType[NAME]
         if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
+            self.target_modules = set(self.target_modules)
 
 
 class KVPrefixLayer(nn.Module, BaseTunerLayer):
     """An attention module with learnt keys and values, each (kv heads, n, head size)."""
 
     adapter_layer_names = ("kv_prefix_k", "kv_prefix_v")
+    # Properties of peft's (untyped) base classes, and modules that torch types as "Tensor or Module".
+    active_adapters: Any
+    disable_adapters: Any
+    set_adapter: Any
+    get_base_layer: Any
+    base_layer: Any
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: KVPrefixConfig) -> None:
         super().__init__()
@@ -155,12 +164,12 @@ class KVPrefixLayer(nn.Module, BaseTunerLayer):
         base = self.base_layer
         active = [name for name in self.active_adapters if name in self.kv_prefix_k]
         if self.disable_adapters or not active:
-            base._kv_prefix = None  # type: ignore[assignment]
+            base._kv_prefix = None
         else:
             pairs = [self.projected.get(n) or (self.kv_prefix_k[n], self.kv_prefix_v[n]) for n in active]
             keys, values = zip(*pairs, strict=True)
             one = len(pairs) == 1
-            base._kv_prefix = (  # type: ignore[assignment]
+            base._kv_prefix = (
                 keys[0] if one else torch.cat(keys, 1),
                 values[0] if one else torch.cat(values, 1),
             )
@@ -196,7 +205,7 @@ class KVPrefixModel(BaseTuner):
     tuner_layer_cls = KVPrefixLayer
     target_module_mapping: dict[str, Any] = {}  # noqa: RUF012 - peft reads it from the class
 
-    def _create_and_replace(  # type: ignore[override]
+    def _create_and_replace(
         self,
         config: KVPrefixConfig,
         adapter_name: str,
@@ -235,7 +244,8 @@ class KVPrefixModel(BaseTuner):
         projection = PrefixProjection(
             config.num_virtual_tokens, width, config.projection_size or width, len(layers), kv_heads, head_dim
         ).to(next(attention.parameters()).device)
-        # Under the model, so that optimizers, DDP and peft's freezing see it; its name carries the tuner's prefix.
+        # Under the model, so that optimizers, DDP and peft's freezing see it; its name carries the tuner's
+        # prefix.
         model.kv_prefix_projection = projection
         for layer in layers:
             layer.kv_prefix_k[adapter_name].requires_grad_(False)
@@ -262,6 +272,7 @@ def fold(model: nn.Module, adapter_name: str = "default") -> None:
     projection = getattr(tuner.model, "kv_prefix_projection", None)
     if projection is None:
         return
+    assert isinstance(projection, PrefixProjection)
     with torch.no_grad():
         for layer, (keys, values) in zip(tuner._layers(), projection().unbind(0), strict=True):
             layer.kv_prefix_k[adapter_name].copy_(keys)

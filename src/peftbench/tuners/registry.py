@@ -1,8 +1,8 @@
 """Entering a tuner of ours into peft's tables.
 
-peft has no hook for tuners from outside: ``register_peft_method`` insists that the name is a member of ``PeftType``,
-a closed string enum. So one member is added by hand, the way ``enum`` itself does it. This touches private parts of
-``enum`` and peft; peft is pinned, and a test asserts what is relied on.
+peft has no hook for tuners from outside: ``register_peft_method`` insists that the name is a member of
+``PeftType``, a closed string enum. So one member is added by hand, the way ``enum`` itself does it. This
+touches private parts of ``enum`` and peft; peft is pinned, and a test asserts what is relied on.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def add_peft_type(name: str) -> None:
 def register(name: str, config_cls: Any, model_cls: Any) -> None:
     """Enter a tuner under ``name`` (upper case), once per process.
 
-    Afterwards ``get_peft_model``, ``PeftConfig.from_pretrained`` and ``PeftModel.from_pretrained`` know it. Raises
-    ``KeyError`` if peft itself has come to have a method of this name.
+    Afterwards ``get_peft_model``, ``PeftConfig.from_pretrained`` and ``PeftModel.from_pretrained`` know it.
+    Raises ``KeyError`` if peft itself has come to have a method of this name.
     """
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 

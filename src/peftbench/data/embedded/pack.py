@@ -7,11 +7,15 @@ import zipfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from PIL import Image
 
 from peftbench.data.embedded.concepts import SELECTION
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PACK = Path(__file__).parent / "pack"
 # The artwork decides the data as much as the code does, so its bytes enter the fingerprint.
@@ -109,35 +113,33 @@ def word(text: str, typeface: str) -> Image.Image:
     return Image.open(io.BytesIO(_archive("words").read(f"{typeface}/{text}.png"))).convert("L")
 
 
-def _colour_name(hue: int, saturation: int, value: int) -> str:
-    """Name a colour from HSV in 0..255 (integers, so that every machine agrees)."""
-    if value < 60:
-        return "black"
-    if saturation < 40:
-        return "white" if value > 215 else "gray"
-    if hue < 10 or hue >= 245:
-        return "red" if saturation > 110 else "pink"
-    if hue < 28:
-        return "brown" if value < 190 else "orange"
-    if hue < 46:
-        return "yellow"
-    if hue < 115:
-        return "green"
-    if hue < 175:
-        return "blue"
-    if hue < 215:
-        return "purple"
-    return "pink"
+def _colour_names(hsv: np.ndarray) -> Counter[str]:
+    """Count colour words over pixels given as HSV in 0..255 (integers, so that every machine agrees)."""
+    import numpy as np
+
+    hue, saturation, value = (hsv[:, i].astype(int) for i in range(3))
+    names = np.full(len(hsv), "pink", dtype="U8")
+    # from the outermost hue inwards: a later line overrules an earlier one
+    for below, word in ((215, "purple"), (175, "blue"), (115, "green"), (46, "yellow"), (28, "orange")):
+        names[hue < below] = word
+    names[(hue >= 10) & (hue < 28) & (value < 190)] = "brown"
+    reddish = (hue < 10) | (hue >= 245)
+    names[reddish & (saturation > 110)] = "red"
+    names[reddish & (saturation <= 110)] = "pink"
+    names[(saturation < 40) & (value > 215)] = "white"
+    names[(saturation < 40) & (value <= 215)] = "gray"
+    names[value < 60] = "black"
+    words, counts = np.unique(names, return_counts=True)
+    return Counter(dict(zip(words.tolist(), counts.tolist(), strict=True)))
 
 
 @cache
 def colour(hex_code: str, style: str) -> str:
     """Return the colour that most of a drawing has, measured from its pixels; "" where none dominates."""
+    import numpy as np
+
     image = sprite(hex_code, style)
-    hsv = image.convert("RGB").convert("HSV").tobytes()
-    alpha = image.getchannel("A").tobytes()
-    counted = Counter(
-        _colour_name(hsv[3 * i], hsv[3 * i + 1], hsv[3 * i + 2]) for i in range(len(alpha)) if alpha[i] > 200
-    )
+    opaque = np.asarray(image.getchannel("A")) > 200
+    counted = _colour_names(np.asarray(image.convert("RGB").convert("HSV"))[opaque])
     name, n = counted.most_common(1)[0]
     return name if n >= COLOUR_SHARE * counted.total() else ""

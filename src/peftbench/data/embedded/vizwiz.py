@@ -17,7 +17,7 @@ GIVES_UP = (0.03, 0.15, 0.55, 0.95)
 def draft(rng: Random, split: str) -> Draft:
     """Draw one thing or one labelled tin, spoil the picture, and ask ten people."""
     scene = Scene(rng, split)
-    severity = rng.choice((0, 0, 1, 2, 3, 3))
+    severity = rng.choice((0, 0, 0, 1, 2, 3))
     chance = rng.random()
     others: list[str] = []
     if chance < 0.25:

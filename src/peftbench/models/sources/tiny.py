@@ -92,9 +92,18 @@ def _copy_shipped(source: TinySource, out_dir: Path) -> dict[str, Any]:
 
 
 def train(
-    source: TinySource, out_dir: Path, device: str = "auto", workers: int = 1, limit: int | None = None
+    source: TinySource,
+    out_dir: Path,
+    device: str = "auto",
+    workers: int = 0,
+    limit: int | None = None,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
-    """Run the recipe and save the folder; ``limit`` stops both phases early (to check a recipe's beginning)."""
+    """Run the recipe and save the folder.
+
+    ``limit`` stops both phases early (to check a recipe's beginning). ``keep`` is a folder where the tower is kept
+    by the digest of what made it, so that a change of the exposure alone does not train the tower again.
+    """
     import platform
 
     import torch
@@ -109,9 +118,18 @@ def train(
     tokenizer = train_tokenizer(corpus(source.exposure), source.sizes.vocabulary)
     processor = build_processor(source.sizes, tokenizer)
     model = build_model(source.sizes, tokenizer, source.seed)
-    vision = pretrain_tower(
-        model.model.vision_tower, model.config.vision_feature_layer, source.vision, device, limit
-    )
+    tower = model.model.vision_tower
+    made_by = hashlib.sha256(msgspec.json.encode([source.sizes, source.vision, source.seed, limit])).hexdigest()[:16]
+    kept = keep / f"tower-{made_by}.pt" if keep else None
+    if kept and kept.exists():
+        saved = torch.load(kept, weights_only=True)
+        tower.load_state_dict(saved["tower"])
+        vision = saved["facts"]
+    else:
+        vision = pretrain_tower(tower, model.config.vision_feature_layer, source.vision, device, workers, limit)
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"tower": tower.state_dict(), "facts": vision}, kept)
     exposure = expose(model, processor, source.exposure, device, workers, limit)
 
     out_dir.mkdir(parents=True, exist_ok=True)

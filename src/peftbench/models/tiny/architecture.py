@@ -19,14 +19,14 @@ class Sizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     image: int = 96
     patch: int = 16
-    vision_hidden: int = 192
-    vision_layers: int = 6
-    vision_heads: int = 6
+    vision_hidden: int = 128
+    vision_layers: int = 5
+    vision_heads: int = 4
     hidden: int = 128
     intermediate: int = 352
     layers: int = 4
     heads: int = 4
-    vocabulary: int = 2048
+    vocabulary: int = 1536
 
 
 def train_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -39,16 +39,16 @@ class ExposureRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     mix: dict[str, int] = msgspec.field(
         default_factory=lambda: {
-            "alignment": 16000,
-            "vqav2": 16000,
-            "okvqa": 8000,
-            "ocrvqa": 12000,
-            "aokvqa": 12000,
-            "text": 12000,
+            "alignment": 8000,
+            "vqav2": 9000,
+            "okvqa": 5000,
+            "ocrvqa": 6000,
+            "aokvqa": 7000,
+            "text": 7000,
         }
     )
-    steps: int = 6000
-    batch: int = 256
+    steps: int = 1500
+    batch: int = 128
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     seed: int = 13
@@ -66,7 +66,7 @@ def draw_mix(recipe: ExposureRecipe, workers: int) -> list[tuple[Example, bytes]
         for generator, n in sorted(recipe.mix.items())
         for start in range(0, n, 500)
     ]
-    if workers <= 1:
+    if workers == 0:
         chunks = list(map(_draw_chunk, tasks))
     else:
         with ProcessPoolExecutor(workers) as pool:
@@ -144,7 +144,7 @@ def expose(
     processor: LlavaProcessor,
     recipe: ExposureRecipe,
     device: str,
-    workers: int = 1,
+    workers: int = 0,
     limit: int | None = None,
 ) -> dict[str, Any]:
     """Train ``model``'s connector and language model in place; return the loss log and what was seen."""

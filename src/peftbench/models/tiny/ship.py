@@ -24,11 +24,12 @@ def main() -> None:
         "--out", type=Path, default=SHIPPED, help="folder to write (default: where it ships from)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw the examples")
+    parser.add_argument("--workers", type=int, default=0, help="further processes that draw the examples")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the trained tower between trials of the exposure")
     parser.add_argument("--settings", default="{}", help="JSON: settings of the source block to change")
     args = parser.parse_args()
     source = msgspec.convert({"kind": "tiny", "weights": "train", **json.loads(args.settings)}, TinySource)
-    facts = train(source, args.out, args.device, args.workers)
+    facts = train(source, args.out, args.device, args.workers, keep=args.keep)
     (args.out / "recipe.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
     print(json.dumps(facts["probe"]))
 

@@ -1,0 +1,39 @@
+# peftbench: which parameter-efficient fine-tuning method for which multimodal LLM.
+#
+#   snakemake -n            what would run
+#   snakemake               the studies of config/config.yaml
+#   snakemake table1_main   one study: its table, figure and page (any file of config/studies)
+#
+# Every result of training, prediction and scoring lies under results/ in a folder whose name ends in a digest of all
+# that it depends on, so the existence of its record decides whether a job runs. See config/README.md for the settings.
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+
+
+pathvars:
+    results=PLAN.results,
+    logs=f"{PLAN.results}/logs",
+
+
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/build.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/predict.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/aggregate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    localrule: True
+    input:
+        [page_of(PLAN.study(name)) for name in PLAN.main.studies],

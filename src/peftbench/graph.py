@@ -1,0 +1,328 @@
+"""From studies to jobs: each with its spec, code, inputs, digest, place and ticket."""
+
+import csv
+import functools
+from importlib import import_module
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from peftbench.canonical import canonical_json, digest_of_text, identity_text
+from peftbench.config import Settings
+from peftbench.errors import UserError
+from peftbench.fingerprint import Fingerprinter, default_fingerprinter, with_versions
+from peftbench.spec import BaseSpec, Decoding, PredictSpec, PrepareSpec, ScoreSpec, SubsetSpec, TrainSpec
+from peftbench.stages import RULES, live_code, source_module
+from peftbench.store import RECORD
+from peftbench.study import BASE, Expander, Run, optim_of
+from peftbench.views import Cell, DatasetInfo, ModelInfo, PlotSpec, ReportSpec, TabulateSpec
+
+
+class Job(Struct, frozen=True, kw_only=True):
+    """One job: what it makes, from what, and where. Its texts are canonical JSON."""
+
+    stage: str
+    digest: str
+    label: str
+    """Name for people; not part of the digest."""
+    directory: str
+    """Of its result, relative to the results folder; of a view, the folder of its marker."""
+    spec: str
+    code: str
+    inputs: "dict[str, Job]"
+    cache_vision: bool = False
+
+    @property
+    def record(self) -> str:
+        """Its record, relative to the results folder."""
+        return f"{self.directory}/{RECORD}"
+
+    @property
+    def ticket(self) -> str:
+        """All that the job is told: canonical JSON with stage, spec, code, inputs and label."""
+        label = canonical_json(self.label)
+        inputs = _digests(self.inputs)
+        return (
+            f'{{"code":{self.code},"inputs":{inputs},"label":{label},"spec":{self.spec},'
+            f'"stage":{canonical_json(self.stage)}}}'
+        )
+
+
+class StudyPlan(Struct, frozen=True, kw_only=True):
+    """The jobs of one study."""
+
+    name: str
+    runs: list[Run]
+    scores: list[Job]
+    """One per run, in the same order; runs that are equal share theirs."""
+    tabulate: Job
+    plot: Job
+    report: Job
+
+
+class Plan:
+    """All jobs of a configuration, made as studies are asked for. Equal jobs are one job."""
+
+    def __init__(self, settings: Settings, fingerprinter: Fingerprinter | None = None) -> None:
+        self.settings = settings
+        self.main = settings.main
+        self.results = self.main.execution.results
+        self._scripts = settings.root / "workflow/scripts"
+        self._fingerprinter = fingerprinter or default_fingerprinter()
+        self._codes: dict[str, str] = {}
+        self._studies: dict[str, StudyPlan] = {}
+        self.jobs: dict[str, Job] = {}
+        """Digest -> job, of the studies expanded so far."""
+
+    def study(self, name: str) -> StudyPlan:
+        """The runs and jobs of a study; ``UserError`` for any mistake in its files."""
+        if name not in self._studies:
+            self._studies[name] = self._plan_study(name)
+        return self._studies[name]
+
+    def job(self, digest: str) -> Job:
+        """The job of a digest; ``UserError`` where the present configuration and code have none."""
+        try:
+            return self.jobs[digest]
+        except KeyError:
+            raise UserError(
+                f"nothing in the present configuration and code has the digest {digest}: see 'peftbench runs'"
+            ) from None
+
+    def execution(self, job: Job) -> str:
+        """Execution settings of a job as canonical JSON; untracked, so changing them reruns nothing."""
+        execution = self.main.execution
+        cache = (execution.cache_dir or f"{self.results}/cache") if job.cache_vision else None
+        return canonical_json(msgspec.structs.replace(execution, cache_dir=cache))
+
+    # The stages, upstream first. Each method is cached by its arguments: equal jobs are made once.
+
+    @functools.cache  # noqa: B019 (a plan lives as long as its process)
+    def prepare(self, dataset: str) -> Job:
+        """Preparation of a data set."""
+        where = f"config/datasets/{dataset}.yaml"
+        config = self.settings.dataset(dataset, where)
+        source = self._source("data", config.source, where)
+        spec = PrepareSpec(dataset=dataset, source=source, splits=config.splits)
+        return self._add("prepare", spec, {}, dataset, f"data/{dataset}-{{digest}}")
+
+    @functools.cache  # noqa: B019
+    def subset(self, dataset: str, size: Any, seed: int) -> Job:
+        """Draw of training examples."""
+        spec = SubsetSpec(
+            size=size, seed=seed if size != "full" else 0
+        )  # all examples are the same for every seed
+        inputs = {"data": self.prepare(dataset)}
+        return self._add("subset", spec, inputs, f"{dataset} {size}", f"subsets/{dataset}/{size}-{{digest}}")
+
+    @functools.cache  # noqa: B019
+    def build(self, model: str) -> Job:
+        """A base model."""
+        where = f"config/models/{model}.yaml"
+        source = self._source("models", self.settings.model(model, where).source, where)
+        return self._add(
+            "build", BaseSpec(model=model, source=source), {}, model, f"models/{model}-{{digest}}"
+        )
+
+    def train(self, run: Run) -> Job:
+        """A fine-tuning run."""
+        model = self.settings.model(run.model, "a study")
+        settings = self._settings(run.settings)
+        spec = TrainSpec(
+            model=model.names,
+            prompt=self.settings.dataset(run.dataset, "a study").prompt,
+            method=run.method,
+            settings=settings,
+            connector=run.connector,
+            location=run.location,
+            optim=optim_of(run, settings.get("learning_rate", 0.0)),
+            epochs=run.training.epochs,
+            global_batch=run.training.global_batch,
+            max_length=run.training.max_length,
+            seed=run.seed,
+            precision=run.training.precision or model.precision,
+            eval_loss=run.training.eval_loss,
+        )
+        inputs = {
+            "base": self.build(run.model),
+            "data": self.prepare(run.dataset),
+            "subset": self.subset(run.dataset, run.train_size, run.seed),
+        }
+        label = f"{run.method} {run.model} {run.dataset} {run.connector}"
+        place = f"runs/{run.model}/{run.dataset}/{run.method}-{{digest}}"
+        return self._add("train", spec, inputs, label, place, model.cache_vision)
+
+    def predict(self, run: Run) -> Job:
+        """Answers of a tuned model, or of its base, to a test split."""
+        model = self.settings.model(run.model, "a study")
+        dataset = self.settings.dataset(run.dataset, "a study")
+        evaluation = self.main.evaluation
+        spec = PredictSpec(
+            model=model.names,
+            prompt=dataset.prompt,
+            decoding=Decoding(
+                max_new_tokens=dataset.decoding.max_new_tokens, batch_size=evaluation.batch_size
+            ),
+            method=run.method,
+            settings=self._settings(run.settings),
+            connector=run.connector,
+            location=run.location,
+            precision=run.training.precision or model.precision,
+            merge=evaluation.merge,
+        )
+        base = self.build(run.model)
+        inputs = {"base": base, "data": self.prepare(run.dataset)}
+        if run.method == BASE:
+            above = f"runs/{run.model}/{run.dataset}/{BASE}-{base.digest}"
+        else:
+            inputs["run"] = self.train(run)
+            above = inputs["run"].directory
+        label = f"{run.method} {run.model} {run.dataset} {run.connector}"
+        return self._add(
+            "predict", spec, inputs, label, f"{above}/predictions-{{digest}}", model.cache_vision
+        )
+
+    def score(self, run: Run) -> Job:
+        """Scores of the answers."""
+        metric = self.settings.dataset(run.dataset, "a study").metric
+        predictions = self.predict(run)
+        inputs = {"data": self.prepare(run.dataset), "predictions": predictions}
+        spec = ScoreSpec(metric=metric.name, settings=metric.settings)
+        return self._add(
+            "score", spec, inputs, predictions.label, f"{predictions.directory}/scores-{{digest}}"
+        )
+
+    def _plan_study(self, name: str) -> StudyPlan:
+        expander = Expander(name, self.settings)
+        runs = list(expander.runs())
+        scores = [self.score(run) for run in runs]
+        study = expander.study
+        table = TabulateSpec(
+            study=name,
+            title=study.title,
+            columns=study.columns,
+            rows=study.rows,
+            averages=list(study.averages),
+            published=study.published,
+            published_rows=self._published(name, study.published),
+            models=[self._model_info(model) for model in expander.axes["model"]],
+            datasets=[self._dataset_info(dataset) for dataset in expander.axes["dataset"]],
+            cells=[_cell(run, score) for run, score in zip(runs, scores, strict=True)],
+        )
+        tabulate = self._add("tabulate", table, {}, name, "tables/.made")
+        figure = PlotSpec(study=name, title=study.title)
+        plot = self._add("plot", figure, {"table": tabulate}, name, "figures/.made")
+        page = ReportSpec(
+            study=name, title=study.title, note=study.note, gallery=self.main.report.gallery, table=table
+        )
+        report = self._add("report", page, {"figure": plot, "table": tabulate}, name, "report/.made")
+        return StudyPlan(name=name, runs=runs, scores=scores, tabulate=tabulate, plot=plot, report=report)
+
+    def _add(
+        self,
+        stage: str,
+        spec: Any,
+        inputs: dict[str, Job],
+        label: str,
+        place: str,
+        cache_vision: bool = False,
+    ) -> Job:
+        spec_text = canonical_json(spec)
+        code = self._code(stage, spec)
+        digest = digest_of_text(identity_text(stage, spec_text, code, _digests(inputs)))
+        if digest not in self.jobs:
+            self.jobs[digest] = Job(
+                stage=stage,
+                digest=digest,
+                label=label,
+                directory=place.replace("{digest}", digest),
+                spec=spec_text,
+                code=code,
+                inputs=inputs,
+                cache_vision=cache_vision,
+            )
+        return self.jobs[digest]
+
+    def _code(self, stage: str, spec: Any) -> str:
+        """Canonical JSON of the code of a job; made once per stage and what it loads by name."""
+        plain = {key: msgspec.to_builtins(getattr(spec, key)) for key in _NAMING.get(stage, ())}
+        key = f"{stage} {canonical_json(plain)}"
+        if key not in self._codes:
+            script = self._scripts / f"{RULES[stage]}.py"
+            code, imported = live_code(stage, plain, script, self._fingerprinter)
+            identity = self.main.identity
+            self._codes[key] = canonical_json(
+                with_versions(code, imported, identity.packages, identity.granularity)
+            )
+        return self._codes[key]
+
+    def _source(self, area: str, source: dict[str, Any], where: str) -> dict[str, Any]:
+        """A source block with its defaults written out, where its kind has ``parse(source)``."""
+        try:
+            module = import_module(source_module(area, source, self._fingerprinter.locate))
+            parse = getattr(module, "parse", None)
+            return msgspec.to_builtins(parse(source)) if parse else source
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+    @functools.cache  # noqa: B019
+    def _settings(self, text: str) -> dict[str, Any]:
+        import json
+
+        loaded: dict[str, Any] = json.loads(text)
+        return loaded
+
+    def _model_info(self, name: str) -> ModelInfo:
+        config = self.settings.model(name, "a study")
+        return ModelInfo(name=name, title=config.title, parameters=config.parameters)
+
+    def _dataset_info(self, name: str) -> DatasetInfo:
+        config = self.settings.dataset(name, "a study")
+        return DatasetInfo(
+            name=name,
+            title=config.title,
+            label=config.table_label,
+            stands_for=config.stands_for,
+            seen=config.seen,
+            metric=config.metric.name,
+        )
+
+    def _published(self, study: str, name: str | None) -> list[dict[str, str]]:
+        if name is None:
+            return []
+        path = self.settings.root / "paper/tables" / f"{name}.csv"
+        try:
+            with path.open(encoding="utf-8", newline="") as stream:
+                return list(csv.DictReader(stream))
+        except OSError as error:
+            raise UserError(f"config/studies/{study}.yaml: published: {path}: {error.strerror}") from None
+
+
+_NAMING = {
+    "prepare": ("source",),
+    "build": ("source",),
+    "train": ("model", "method"),
+    "predict": ("model", "method"),
+    "score": ("metric",),
+}
+"""The fields of a spec that decide which modules its job loads by name (``peftbench.stages.components``)."""
+
+
+def _digests(inputs: dict[str, Job]) -> str:
+    pairs = (f'"{name}":"{job.digest}"' for name, job in sorted(inputs.items()))
+    return "{" + ",".join(pairs) + "}"
+
+
+def _cell(run: Run, score: Job) -> Cell:
+    return Cell(
+        model=run.model,
+        dataset=run.dataset,
+        method=run.method,
+        connector=run.connector,
+        location=run.location,
+        train_size=run.train_size,
+        seed=run.seed,
+        axes=run.axes,
+        scores=score.directory,
+    )

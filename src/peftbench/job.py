@@ -1,0 +1,346 @@
+"""What every script of the workflow shares: opening its ticket, running its stage, leaving its record.
+
+A job is told everything by its ticket and refuses to start when the code or the inputs on disk are no
+longer those that the ticket was made for. So a result can be wrong only if it was asked for wrongly, and
+never sits under a name that promises something else.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import msgspec
+
+from peftbench.canonical import canonical_json, digest_of_text, identity_text
+from peftbench.errors import UserError
+from peftbench.fingerprint import Code, changes
+from peftbench.provenance import Meter
+from peftbench.spec import SPECS, Execution, Spec
+from peftbench.stages import RULES, live_code
+from peftbench.store import (
+    Record,
+    atomic_json,
+    directory_digest,
+    locked,
+    no_space_in_one_line,
+    partial_directory,
+    read_record,
+)
+from peftbench.views import VIEWS
+
+FINGERPRINT_EXEMPT = "carries jobs; does not compute results"
+INTERRUPTED = 130
+"""Exit status after Ctrl-C or SIGTERM, as shells have it."""
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived."""
+
+
+class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a job is asked to make. The label is for people and not part of the digest."""
+
+    stage: str
+    spec: dict[str, Any]
+    code: Code
+    inputs: dict[str, str]
+    label: str
+
+    @property
+    def digest(self) -> str:
+        """Digest of the result that this ticket asks for."""
+        parts = (canonical_json(part) for part in (self.spec, self.code, self.inputs))
+        return digest_of_text(identity_text(self.stage, *parts))
+
+
+class Job:
+    """An opened ticket: what the stage's function needs."""
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        spec: Spec,
+        inputs: dict[str, Path],
+        output: Path,
+        work: Path,
+        execution: Execution,
+    ) -> None:
+        self.ticket = ticket
+        self.spec: Any = spec
+        """The typed spec; its type is the stage's (``SPECS``, ``VIEWS``)."""
+        self._inputs = inputs
+        self.output = output
+        """The record or marker that this job ends with."""
+        self.work = work
+        """Folder to fill. Of a stage with a digest it is a temporary one; its entries move up at the end."""
+        self.execution = execution
+        self.results = Path(execution.results)
+        self.images = self.results / "images"
+        """The content-addressed image store."""
+
+    def input(self, name: str) -> Path:
+        """Folder of the result that the ticket calls ``name``."""
+        return self._inputs[name]
+
+    def optional_input(self, name: str) -> Path | None:
+        """Like ``input``; None where the ticket has no such input."""
+        return self._inputs.get(name)
+
+
+Work = Callable[[Job], dict[str, Any]]
+
+
+def run_stage(
+    stage: str, work: Work, description: str, heavy: bool = False, argv: list[str] | None = None
+) -> NoReturn:
+    """The main program of a script: parse, refuse or run, leave the record, exit.
+
+    ``work`` returns facts for the record. ``heavy`` stages import torch, so on the CPU they run as forks of
+    the warm worker. Exits with 0; 1 after a line ``error: ...``; 130 after an interruption.
+    """
+    arguments = _parser(stage, description).parse_args(argv)
+    with _logging_to(arguments.log):
+        try:
+            status = _run(stage, work, heavy, arguments)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+        except (Interrupted, KeyboardInterrupt):
+            print("interrupted; nothing was stored; run snakemake again", file=sys.stderr)
+            status = INTERRUPTED
+        except Exception as error:
+            _report_bug(error, arguments.log)
+            status = 1
+        sys.stderr.flush()
+        sys.stdout.flush()
+    sys.exit(status)
+
+
+def _parser(stage: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="'peftbench ticket PATH' prints the command line for any result of the present configuration.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--ticket",
+        required=True,
+        help=f"what to make: canonical JSON of a {stage} job; '-' reads it from stdin",
+    )
+    parser.add_argument(
+        "--inputs", nargs="*", type=Path, default=[], metavar="RECORD", help="records of its inputs"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="RECORD", help="record to leave")
+    parser.add_argument(
+        "--execution", default="{}", metavar="JSON", help="execution settings; change no result"
+    )
+    parser.add_argument("--log", type=Path, help="file that gets a copy of all messages")
+    return parser
+
+
+def _run(stage: str, work: Work, heavy: bool, arguments: argparse.Namespace) -> int:
+    meter = Meter()
+    try:
+        execution = msgspec.convert(json.loads(arguments.execution), Execution)
+    except ValueError as error:
+        raise UserError(f"--execution: {error}") from None
+    if heavy:
+        from peftbench.warm import run_in_worker
+
+        status = run_in_worker(execution)
+        if status is not None:
+            return status
+    _use_threads(execution.threads)
+    with _signals_raise():
+        if stage in VIEWS:
+            _make_view(stage, work, arguments, execution, meter)
+        else:
+            _make_result(stage, work, arguments, execution, meter)
+    return 0
+
+
+def _make_result(
+    stage: str, work: Work, arguments: argparse.Namespace, execution: Execution, meter: Meter
+) -> None:
+    output: Path = arguments.output
+    ticket, spec = open_ticket(stage, arguments.ticket)
+    if directory_digest(output.parent) != ticket.digest:
+        raise UserError(f"{output}: the ticket belongs to digest {ticket.digest}: run snakemake again")
+    inputs = match_inputs(ticket, arguments.inputs)
+    lock = Path(execution.results) / ".locks" / ticket.digest
+    with (
+        no_space_in_one_line(output),
+        locked(lock, lambda holder: _say(f"waiting for {holder}: it makes this run")),
+    ):
+        if output.exists():
+            _say("already made by another process")
+            return
+        with partial_directory(output.parent) as folder:
+            facts = work(Job(ticket, spec, inputs, output, folder, execution))
+        atomic_json(output, _record(ticket, facts, meter))
+
+
+def _make_view(
+    stage: str, work: Work, arguments: argparse.Namespace, execution: Execution, meter: Meter
+) -> None:
+    """Views have stable names; their marker, named by the digest, says what they were made from."""
+    output: Path = arguments.output
+    ticket, spec = open_ticket(stage, arguments.ticket)
+    if not output.stem.endswith(ticket.digest):
+        raise UserError(f"{output}: the ticket belongs to digest {ticket.digest}: run snakemake again")
+    with no_space_in_one_line(output):
+        study = output.stem.removesuffix(f"-{ticket.digest}")
+        for old in output.parent.glob(f"{study}-{'[0-9a-f]' * 16}.json"):
+            old.unlink()  # first: a marker without its files would be a lie
+        facts = work(Job(ticket, spec, {}, output, output.parent.parent, execution))
+        atomic_json(output, _record(ticket, facts, meter))
+
+
+def _record(ticket: Ticket, facts: dict[str, Any], meter: Meter) -> Record:
+    return Record(
+        stage=ticket.stage,
+        digest=ticket.digest,
+        label=ticket.label,
+        spec=ticket.spec,
+        code=ticket.code,
+        inputs=ticket.inputs,
+        facts=facts,
+        provenance=meter.read(),
+    )
+
+
+def open_ticket(stage: str, text: str) -> tuple[Ticket, Spec]:
+    """The ticket and its typed spec; ``UserError`` where it is for another stage or for other code."""
+    if text == "-":
+        text = sys.stdin.read()
+    try:
+        ticket = msgspec.convert(json.loads(text), Ticket)
+    except ValueError as error:
+        raise UserError(f"--ticket: not a ticket: {error}") from None
+    if ticket.stage != stage:
+        raise UserError(
+            f"--ticket: this is a {ticket.stage} ticket, the script makes {stage}: use {RULES[stage]}.py"
+        )
+    try:
+        spec = msgspec.convert(ticket.spec, {**SPECS, **VIEWS}[stage])
+    except msgspec.ValidationError as error:
+        raise UserError(f"--ticket: spec: {error}") from None
+    live, _ = live_code(stage, ticket.spec, scripts_directory() / f"{RULES[stage]}.py")
+    found = changes(ticket.code, live)
+    if found:
+        shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise UserError(
+            f"code of stage {stage} changed since this job was planned ({shown}): run snakemake again"
+        )
+    return ticket, spec
+
+
+def scripts_directory() -> Path:
+    """Folder of the running script: its code, and its neighbours', is part of the fingerprint."""
+    main = getattr(sys.modules["__main__"], "__file__", None) or sys.argv[0]
+    return Path(main).resolve().parent
+
+
+def match_inputs(ticket: Ticket, records: list[Path]) -> dict[str, Path]:
+    """Folder of each input that the ticket names; ``UserError`` where one is missing or is another result."""
+    found: dict[str, Path] = {}
+    for path in records:
+        record = read_record(path)
+        names = [name for name, digest in ticket.inputs.items() if digest == record.digest]
+        if not names:
+            raise UserError(f"{path}: digest {record.digest} is no input of this job: run snakemake again")
+        for name in names:
+            found[name] = path.parent
+    for name, digest in ticket.inputs.items():
+        if name not in found:
+            raise UserError(f"--inputs: the record of input {name!r} (digest {digest}) is missing")
+    return found
+
+
+def _use_threads(threads: int) -> None:
+    """Thread count of the numerical libraries; results must not depend on how a job was started."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ[variable] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGINT and SIGTERM raise ``Interrupted`` once; during the clean-up after it they are ignored."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        for known in previous:
+            signal.signal(known, signal.SIG_IGN)
+        raise Interrupted
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _report_bug(error: Exception, log: Path | None) -> None:
+    """A mistake of ours: one line on the terminal, the whole story in the log."""
+    if log is None:
+        traceback.print_exc()
+        return
+    with log.open("a", encoding="utf-8") as stream:
+        traceback.print_exc(file=stream)
+    text = str(error).splitlines()[0] if str(error) else ""
+    print(f"error: {type(error).__name__}: {text} (traceback in {log})", file=sys.stderr)
+
+
+class _Tee:
+    """A text stream whose lines also go to a file."""
+
+    def __init__(self, stream: IO[str], copy: IO[str]) -> None:
+        self._stream = stream
+        self._copy = copy
+
+    def write(self, text: str) -> int:
+        self._copy.write(text)
+        self._copy.flush()
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _logging_to(log: Path | None) -> Iterator[None]:
+    if log is None:
+        yield
+        return
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        copy = log.open("a", encoding="utf-8", buffering=1)
+    except OSError as error:
+        print(f"warning: {log}: {error.strerror}: no log is kept", file=sys.stderr)
+        yield
+        return
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Tee(streams[0], copy), _Tee(streams[1], copy)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        copy.close()

@@ -1,0 +1,240 @@
+"""Studies: the grid of a table, expanded to runs with every setting written out."""
+
+import itertools
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from peftbench.canonical import canonical_json, normalised
+from peftbench.config import Settings, typed
+from peftbench.config_types import StudyConfig, Training
+from peftbench.errors import UserError, did_you_mean
+from peftbench.spec import Connector, Location, Optim, Spec, TrainSize
+
+COORDINATES: dict[str, Any] = {
+    "model": str,
+    "dataset": str,
+    "method": str,
+    "connector": Connector,
+    "location": Location,
+    "train_size": TrainSize,
+    "seed": int,
+}
+"""The axes that every run has, with the type of their values."""
+REQUIRED = ("model", "dataset", "method")
+BASE = "base"
+"""The method that changes nothing; ``include_base`` adds it, axes do not name it."""
+_TRAINING = tuple(field.name for field in msgspec.structs.fields(Training))
+_OPTIM = tuple(field.name for field in msgspec.structs.fields(Optim))
+
+
+class Run(Spec, frozen=True, kw_only=True):
+    """One fine-tuning run (or, with ``method="base"``, none) of a study, fully specified."""
+
+    model: str
+    dataset: str
+    method: str
+    connector: Literal["tuned", "frozen"]
+    location: Literal["attn", "mlp", "both", "default"]
+    train_size: int | Literal["full"]
+    seed: int
+    settings: str
+    """The method's configuration as canonical JSON, defaults written out."""
+    training: Training
+    axes: dict[str, Any]
+    """Values of the study's further axes."""
+
+
+class Expander:
+    """Expands one study; what many runs share is resolved once."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.file = f"config/studies/{name}.yaml"
+        self.settings = settings
+        self.study: StudyConfig = settings.study(name)
+        self._training: dict[str, Training] = {}
+        self._methods: dict[str, str] = {}
+        self.axes = self._read_axes()
+        self._check_names()
+
+    def runs(self) -> Iterator[Run]:
+        """All runs of the grid in the order of the axes, the untuned base model after them."""
+        names = list(self.axes)
+        for values in itertools.product(*self.axes.values()):
+            point = dict(zip(names, values, strict=True))
+            if not self._excluded(point):
+                yield self._run(point)
+        if self.study.include_base:
+            seed = self.axes["seed"][0]
+            for model, dataset in itertools.product(self.axes["model"], self.axes["dataset"]):
+                yield self._run({"model": model, "dataset": dataset, "method": BASE, "seed": seed})
+
+    def _run(self, point: dict[str, Any]) -> Run:
+        method = point["method"]
+        further = {axis: value for axis, value in point.items() if axis not in COORDINATES}
+        module = method_module(method)
+        return Run(
+            model=point["model"],
+            dataset=point["dataset"],
+            method=method,
+            connector="frozen" if method == BASE else point.get("connector", "tuned"),
+            location=self._location(module, method, point.get("location", "default")),
+            train_size=point.get("train_size", "full"),
+            seed=point["seed"],
+            settings=self._method_settings(module, method, further),
+            training=self._training_of(point["model"], further),
+            axes=further,
+        )
+
+    def _location(self, module: ModuleType, method: str, location: Any) -> Any:
+        if location == "default":
+            return module.DEFAULT_LOCATION
+        if location not in module.LOCATIONS:
+            raise UserError(
+                f"{self.file}: axes.location: {method} cannot stand at {location!r}, only at "
+                f"{', '.join(module.LOCATIONS)}: leave the combination out by exclude"
+            )
+        return location
+
+    def _method_settings(self, module: ModuleType, method: str, further: dict[str, Any]) -> str:
+        own = {}
+        for axis, value in further.items():
+            owner, _, key = axis.rpartition(".")
+            if owner == method or (not owner and axis not in _TRAINING):
+                own[key] = value
+        cached = canonical_json([method, own])
+        if cached not in self._methods:
+            merged: dict[str, Any] = {}
+            levels = [
+                ("config/config.yaml", f"methods.{method}", self.settings.main.methods.get(method, {})),
+                (self.file, f"methods.{method}", self.study.methods.get(method, {})),
+                (self.file, "axes", own),
+            ]
+            for file, prefix, level in levels:
+                merged |= level
+                config = typed(merged, module.Config, file, prefix)
+            self._methods[cached] = canonical_json(config)
+        return self._methods[cached]
+
+    def _training_of(self, model: str, further: dict[str, Any]) -> Training:
+        own = {axis: value for axis, value in further.items() if axis in _TRAINING}
+        cached = canonical_json([model, own])
+        if cached not in self._training:
+            merged = msgspec.to_builtins(self.settings.main.training)
+            levels = [
+                (f"config/models/{model}.yaml", "training", self.settings.model(model, self.file).training),
+                (self.file, "training", self.study.training),
+                (self.file, "axes", own),
+            ]
+            for file, prefix, level in levels:
+                merged |= level
+                training = typed(merged, Training, file, prefix)
+            self._training[cached] = normalised(training)
+        return self._training[cached]
+
+    def _read_axes(self) -> dict[str, list[Any]]:
+        given = self.study.axes
+        for axis in REQUIRED:
+            if axis not in given:
+                raise UserError(f"{self.file}: axes: key {axis!r} is missing")
+        lineup = self.settings.main.lineup
+        axes: dict[str, list[Any]] = {}
+        for axis, value in given.items():
+            where = f"{self.file}: axes.{axis}"
+            if value == "lineup" and axis in ("model", "dataset"):
+                value = lineup.models if axis == "model" else lineup.datasets
+            elif axis == "dataset" and value in ("seen", "unseen"):
+                wanted = value == "seen"
+                value = [d for d in lineup.datasets if self.settings.dataset(d, where).seen == wanted]
+            values = list(value) if isinstance(value, list) else [value]
+            if not values:
+                raise UserError(f"{where}: no value")
+            if axis in COORDINATES:
+                values = [self._coordinate(axis, item, where) for item in values]
+            for item in values:
+                if values.count(item) > 1:
+                    raise UserError(f"{where}: {item!r} stands there twice")
+            axes[axis] = values
+        axes.setdefault("seed", list(self.settings.main.seeds))
+        return axes
+
+    def _coordinate(self, axis: str, value: Any, where: str) -> Any:
+        try:
+            return msgspec.convert(value, COORDINATES[axis])
+        except msgspec.ValidationError:
+            kind = COORDINATES[axis]
+            allowed = [v for part in (kind, *get_args(kind)) for v in get_args(part) if isinstance(v, str)]
+            expected = did_you_mean(value, allowed) if allowed else f"; expected {kind.__name__}"
+            raise UserError(f"{where}: {value!r} is not possible{expected}") from None
+
+    def _check_names(self) -> None:
+        for model in self.axes["model"]:
+            self.settings.model(model, f"{self.file}: axes.model")
+        for dataset in self.axes["dataset"]:
+            self.settings.dataset(dataset, f"{self.file}: axes.dataset")
+        for method in [*self.axes["method"], *self.study.methods]:
+            self.settings.check_method(method, f"{self.file}: axes.method")
+            if method == BASE:
+                raise UserError(
+                    f"{self.file}: axes.method: {BASE!r} is no method to tune with: set include_base: true"
+                )
+        for axis in self.axes.keys() - COORDINATES.keys():
+            self._check_setting(axis)
+        for key in [self.study.columns, *self.study.rows]:
+            if key not in self.axes and key not in COORDINATES:
+                valid = self.axes.keys() | COORDINATES.keys()
+                raise UserError(
+                    f"{self.file}: columns and rows: unknown axis {key!r}{did_you_mean(key, valid)}"
+                )
+        for position, entry in enumerate(self.study.exclude):
+            for axis in entry:
+                if axis not in self.axes:
+                    raise UserError(
+                        f"{self.file}: exclude[{position}]: {axis!r} is no axis of this study"
+                        f"{did_you_mean(axis, self.axes)}"
+                    )
+
+    def _check_setting(self, axis: str) -> None:
+        """A further axis is a key of ``training``, or a setting of the methods that it is for."""
+        where = f"{self.file}: axes.{axis}"
+        owner, _, key = axis.rpartition(".")
+        if not owner and axis in _TRAINING:
+            return
+        if owner and owner not in self.axes["method"]:
+            raise UserError(
+                f"{where}: {owner!r} is no method of this study{did_you_mean(owner, self.axes['method'])}"
+            )
+        for method in [owner] if owner else self.axes["method"]:
+            fields = method_module(method).Config.__struct_fields__
+            if key not in fields:
+                valid = [*COORDINATES, *_TRAINING, *fields]
+                hint = did_you_mean(key, valid)
+                raise UserError(
+                    f"{where}: neither an axis, nor a training setting, nor a setting of {method}{hint}"
+                )
+
+    def _excluded(self, point: dict[str, Any]) -> bool:
+        return any(
+            all(
+                point[axis] in (value if isinstance(value, list) else [value])
+                for axis, value in entry.items()
+            )
+            for entry in self.study.exclude
+        )
+
+
+def method_module(method: str) -> ModuleType:
+    """The module of a method; it imports nothing heavy at its top level."""
+    return import_module(f"peftbench.methods.{method}")
+
+
+def optim_of(run: Run, learning_rate: float) -> Optim:
+    """The optimiser of a run. A frozen connector has no learning rate: runs that differ only there are one."""
+    training = {name: getattr(run.training, name) for name in _OPTIM if name in _TRAINING}
+    if run.connector == "frozen":
+        training["connector_learning_rate"] = 0.0
+    return Optim(learning_rate=learning_rate, **training)

@@ -1,0 +1,172 @@
+"""A tiny random LLaVA with its processor, and a data set for it: the real classes, no downloads."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from peftbench.spec import ModelNames, Prompt
+
+NAMES = ModelNames(
+    layers=r"model\.language_model\.layers\.\d+",
+    attention=["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"],
+    mlp=["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+    attention_module="self_attn",
+    connector=["model.multi_modal_projector"],
+    vision=["model.vision_tower"],
+    embeddings=["model.language_model.embed_tokens", "lm_head"],
+    template="plain",
+)
+PROMPT = Prompt(templates=["{question} Answer the question using a single word or phrase."])
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 220), "yellow": (230, 220, 40)}
+QUESTIONS = ("what colour is the square ?", "what colour ?", "which colour is shown in the picture here ?")
+
+
+def make_tokenizer(vocab_size: int = 400) -> Any:
+    """Byte-level BPE trained on a few sentences."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    corpus = [*QUESTIONS, *PROMPT.templates, "USER: ASSISTANT: red green blue yellow"] * 20
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>", "<unk>", "<pad>", "<image>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def build(
+    folder: Path,
+    hidden: int = 32,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    image: int = 16,
+    patch: int = 4,
+    seed: int = 0,
+) -> Path:
+    """Save model and processor as a hub folder.
+
+    About 10^5 parameters, 16 image tokens, grouped-query attention.
+    """
+    import torch
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    tokenizer = make_tokenizer()
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=hidden // 2,
+            intermediate_size=hidden,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=image,
+            patch_size=patch,
+            projection_dim=hidden // 2,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=256,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(image // patch) ** 2,
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-2,
+    )
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():  # the stock initial values are so small that logits hardly depend on anything
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3.0)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    processor = LlavaProcessor(
+        image_processor=LlavaImageProcessorPil(
+            do_pad=True, size={"shortest_edge": image}, crop_size={"height": image, "width": image}
+        ),
+        tokenizer=tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def make_data(folder: Path, train: int = 24, test: int = 10) -> tuple[Path, Path, Path]:
+    """A data set in the normalised form: ``(data_dir, subset_dir, image_store)``.
+
+    One example in eight is text alone.
+    """
+    import numpy as np
+    import polars as pl
+    from PIL import Image
+
+    data, subset, store = folder / "data", folder / "subset", folder / "images"
+    data.mkdir(parents=True)
+    subset.mkdir()
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        rows = []
+        for i in range(count):
+            colour = list(COLOURS)[i % len(COLOURS)]
+            pixels = np.clip(np.array(COLOURS[colour]) + rng.integers(-25, 25, (20, 14, 3)), 0, 255)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+            sha = hashlib.sha256(buffer.getvalue()).hexdigest()
+            path = store / sha[:2] / f"{sha}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(buffer.getvalue())
+            text_only = i % 8 == 7
+            rows.append(
+                {
+                    "id": f"{split}-{i}",
+                    "image": "" if text_only else sha,
+                    "question": QUESTIONS[i % len(QUESTIONS)],
+                    "choices": [],
+                    "answer_index": -1,
+                    "answers": [colour],
+                    "target": colour,
+                    "question_type": "colour",
+                    "answer_type": "word",
+                    "split": split,
+                    "source": json.dumps({"row": i}),
+                }
+            )
+        frame = pl.DataFrame(rows, schema_overrides={"choices": pl.List(pl.String)})
+        frame.write_parquet(data / f"{split}.parquet")
+        if split == "train":
+            frame.select("id").write_parquet(subset / "ids.parquet")
+    return data, subset, store

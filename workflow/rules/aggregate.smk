@@ -1,0 +1,50 @@
+# Tables and figures: cheap views with stable names, one pair of rules per study. The marker carries the digest of what
+# they were made from, and the script removes the markers of other digests. Tickets of large tables are longer than one
+# argument may be, so they come by stdin.
+
+for study in STUDIES:
+
+    rule:
+        name:
+            f"tabulate_study_{study.name}"
+        localrule: True
+        input:
+            scores_of(study),
+        output:
+            csv=f"<results>/tables/{study.name}.csv",
+            md=f"<results>/tables/{study.name}.md",
+            html=f"<results>/tables/{study.name}.html",
+            marker=marker_of(study.tabulate),
+        log:
+            f"<logs>/tabulate_study/{study.name}.log",
+        resources:
+            execution=PLAN.execution(study.tabulate),
+        params:
+            ticket=study.tabulate.ticket,
+        message:
+            f"Tabulating {study.name}"
+        shell:
+            "tabulate_study.py --ticket - --output {output.marker:q} --execution {resources.execution:q} --log {log:q}"
+            " <<< {params.ticket:q}"
+
+    rule:
+        name:
+            f"plot_study_{study.name}"
+        localrule: True
+        input:
+            marker_of(study.tabulate),
+        output:
+            png=f"<results>/figures/{study.name}.png",
+            svg=f"<results>/figures/{study.name}.svg",
+            marker=marker_of(study.plot),
+        log:
+            f"<logs>/plot_study/{study.name}.log",
+        resources:
+            execution=PLAN.execution(study.plot),
+        params:
+            ticket=study.plot.ticket,
+        message:
+            f"Plotting {study.name}"
+        shell:
+            "plot_study.py --ticket - --output {output.marker:q} --execution {resources.execution:q} --log {log:q}"
+            " <<< {params.ticket:q}"

@@ -1,0 +1,17 @@
+# Base models: folders in the layout of the Hugging Face hub.
+
+
+rule build_base_model:
+    output:
+        record="<results>/models/{model}-{digest}/record.json",
+    log:
+        "<logs>/build_base_model/{model}-{digest}.log",
+    resources:
+        execution=execution_of,
+    params:
+        ticket=ticket_of,
+    message:
+        "Building {wildcards.model}"
+    shell:
+        "build_base_model.py --ticket {params.ticket:q} --output {output.record:q}"
+        " --execution {resources.execution:q} --log {log:q}"

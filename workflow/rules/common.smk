@@ -1,0 +1,73 @@
+# The plan of all jobs, and what the rules ask of it. Everything else is in src/peftbench.
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from peftbench.config import Settings
+from peftbench.errors import UserError
+from peftbench.graph import Plan
+
+try:
+    PLAN = Plan(Settings(config, Path(workflow.basedir)))
+    STUDIES = [PLAN.study(name) for name in PLAN.settings.names("study")]
+except UserError as error:
+    sys.exit(f"error: {error}")
+
+# Jobs run with the interpreter that runs Snakemake, and find the scripts wherever the working directory is.
+SEARCH = os.pathsep.join([f"{workflow.basedir}/workflow/scripts", os.path.dirname(sys.executable)])
+shell.prefix(f"set -euo pipefail; PATH={shlex.quote(SEARCH)}:$PATH; ")
+
+
+wildcard_constraints:
+    model=r"[^/]+",
+    dataset=r"[^/]+",
+    method=r"[^/]+",
+    size=r"[0-9]+|full",
+    run=r"[^/]+-[0-9a-f]{16}",
+    predictions=r"predictions-[0-9a-f]{16}",
+    digest=r"[0-9a-f]{16}",
+
+
+def job_of(wildcards):
+    """The planned job that makes the file asked for."""
+    try:
+        return PLAN.job(wildcards.digest)
+    except UserError as error:
+        raise WorkflowError(error) from None
+
+
+def records_of(wildcards):
+    """Records of the job's inputs. Rules wrap them in ancient(): existence decides, not times."""
+    return [f"{PLAN.results}/{job.record}" for job in job_of(wildcards).inputs.values()]
+
+
+def ticket_of(wildcards):
+    """All that the job is told; the one param of its rule."""
+    return job_of(wildcards).ticket
+
+
+def execution_of(wildcards):
+    """How the job runs. A resource, because Snakemake does not track those: no change of it reruns anything."""
+    return PLAN.execution(job_of(wildcards))
+
+
+def label_of(wildcards):
+    """Name of the job for people."""
+    return job_of(wildcards).label
+
+
+def marker_of(view):
+    """Marker of a table, figure or page: exists only while the files beside it are of this digest."""
+    return f"{PLAN.results}/{view.directory}/{view.label}-{view.digest}.json"
+
+
+def scores_of(study):
+    """Records of all scores of a study, each once."""
+    return list(dict.fromkeys(f"{PLAN.results}/{job.record}" for job in study.scores))
+
+
+def page_of(study):
+    """What a study ends with: its page, and the marker that says that the page is of this digest."""
+    return f"{PLAN.results}/report/{study.name}.html", marker_of(study.report)

@@ -1,0 +1,31 @@
+# Pages, and the targets by which studies are asked for: "snakemake <study>".
+
+for study in STUDIES:
+
+    rule:
+        name:
+            f"build_report_{study.name}"
+        localrule: True
+        input:
+            marker_of(study.tabulate),
+            marker_of(study.plot),
+        output:
+            page_of(study),
+        log:
+            f"<logs>/build_report/{study.name}.log",
+        resources:
+            execution=PLAN.execution(study.report),
+        params:
+            ticket=study.report.ticket,
+        message:
+            f"Building the page of {study.name}"
+        shell:
+            "build_report.py --ticket - --output {output[1]:q} --execution {resources.execution:q} --log {log:q}"
+            " <<< {params.ticket:q}"
+
+    rule:
+        name:
+            study.name
+        localrule: True
+        input:
+            page_of(study),

@@ -1,0 +1,19 @@
+# Fine-tuning: one run of one method on one data set.
+
+
+rule train_adapter:
+    input:
+        ancient(records_of),
+    output:
+        record="<results>/runs/{model}/{dataset}/{method}-{digest}/record.json",
+    log:
+        "<logs>/train_adapter/{model}/{dataset}/{method}-{digest}.log",
+    resources:
+        execution=execution_of,
+    params:
+        ticket=ticket_of,
+    message:
+        "Tuning {wildcards.model} on {wildcards.dataset} with {wildcards.method}"
+    shell:
+        "train_adapter.py --ticket {params.ticket:q} --inputs {input:q} --output {output.record:q}"
+        " --execution {resources.execution:q} --log {log:q}"

@@ -1,0 +1,20 @@
+#!/usr/bin/env python
+"""Draw the figure of one study from its table.
+
+Leaves <study>.png and <study>.svg, and a marker that says which table they were made from.
+"""
+
+from typing import Any
+
+from peftbench.job import Job, run_stage
+
+
+def plot(job: Job) -> dict[str, Any]:
+    """Run the stage; return facts for the marker."""
+    from peftbench.analysis.plot import plot_study
+
+    return plot_study(spec=job.spec, table=job.results / f"tables/{job.spec.study}.csv", out_dir=job.work)
+
+
+if __name__ == "__main__":
+    run_stage("plot", plot, __doc__ or "")
