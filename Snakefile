@@ -34,6 +34,6 @@ include: "workflow/rules/report.smk"
 
 rule all:
     default_target: True
-    localrule: True
     input:
         [page_of(PLAN.study(name)) for name in PLAN.main.studies],
+    localrule: True

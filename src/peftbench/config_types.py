@@ -179,8 +179,9 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     """Heading of the table, the figure and the page."""
     axes: dict[str, Any]
     """The grid: ``model``, ``dataset``, ``method`` (required), ``connector``, ``location``, ``train_size``,
-    ``seed``, any key of ``training``, any setting of a method (``rank``, or ``lora.rank`` for one method). Each is
-    a value or a list; ``model`` and ``dataset`` also take ``lineup``, ``dataset`` takes ``seen`` and ``unseen``."""
+    ``seed``, any key of ``training``, any setting of a method (``rank``, or ``lora.rank`` for one method).
+    Each is a value or a list; ``model`` and ``dataset`` also take ``lineup``, ``dataset`` takes ``seen`` and
+    ``unseen``."""
     kind: Literal["table"] = "table"
     """What is made."""
     exclude: list[dict[str, Any]] = []

@@ -13,7 +13,6 @@ sources) hands that module over as a component (``peftbench.stages``).
 
 import ast
 import hashlib
-import importlib.metadata
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -222,6 +221,8 @@ def default_fingerprinter() -> Fingerprinter:
 
 @cache
 def _version(package: str) -> str:
+    import importlib.metadata  # costs as much as the rest of this module
+
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

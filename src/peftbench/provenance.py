@@ -1,7 +1,6 @@
 """Where, with what and at what cost a result was made: facts for its record, never part of its identity."""
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import resource
@@ -61,6 +60,8 @@ class Meter:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Installed versions, without those that are missing; nothing is imported."""
+    import importlib.metadata
+
     found = {}
     for name in packages:
         try:

@@ -233,7 +233,7 @@ def method_module(method: str) -> ModuleType:
 
 
 def optim_of(run: Run, learning_rate: float) -> Optim:
-    """The optimiser of a run. A frozen connector has no learning rate: runs that differ only there are one."""
+    """The optimiser of a run; the connector's learning rate counts only where the connector is tuned."""
     training = {name: getattr(run.training, name) for name in _OPTIM if name in _TRAINING}
     if run.connector == "frozen":
         training["connector_learning_rate"] = 0.0

@@ -7,7 +7,6 @@ for study in STUDIES:
     rule:
         name:
             f"tabulate_study_{study.name}"
-        localrule: True
         input:
             scores_of(study),
         output:
@@ -17,6 +16,7 @@ for study in STUDIES:
             marker=marker_of(study.tabulate),
         log:
             f"<logs>/tabulate_study/{study.name}.log",
+        localrule: True
         resources:
             execution=PLAN.execution(study.tabulate),
         params:
@@ -30,7 +30,6 @@ for study in STUDIES:
     rule:
         name:
             f"plot_study_{study.name}"
-        localrule: True
         input:
             marker_of(study.tabulate),
         output:
@@ -39,6 +38,7 @@ for study in STUDIES:
             marker=marker_of(study.plot),
         log:
             f"<logs>/plot_study/{study.name}.log",
+        localrule: True
         resources:
             execution=PLAN.execution(study.plot),
         params:

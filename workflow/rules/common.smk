@@ -16,7 +16,9 @@ except UserError as error:
     sys.exit(f"error: {error}")
 
 # Jobs run with the interpreter that runs Snakemake, and find the scripts wherever the working directory is.
-SEARCH = os.pathsep.join([f"{workflow.basedir}/workflow/scripts", os.path.dirname(sys.executable)])
+SEARCH = os.pathsep.join(
+    [f"{workflow.basedir}/workflow/scripts", os.path.dirname(sys.executable)]
+)
 shell.prefix(f"set -euo pipefail; PATH={shlex.quote(SEARCH)}:$PATH; ")
 
 

@@ -5,7 +5,6 @@ for study in STUDIES:
     rule:
         name:
             f"build_report_{study.name}"
-        localrule: True
         input:
             marker_of(study.tabulate),
             marker_of(study.plot),
@@ -13,6 +12,7 @@ for study in STUDIES:
             page_of(study),
         log:
             f"<logs>/build_report/{study.name}.log",
+        localrule: True
         resources:
             execution=PLAN.execution(study.report),
         params:
@@ -26,6 +26,6 @@ for study in STUDIES:
     rule:
         name:
             study.name
-        localrule: True
         input:
             page_of(study),
+        localrule: True

@@ -54,7 +54,8 @@ def generate_predictions(
     """
     import hashlib
 
-    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     import torch
 
     from peftbench.data.load import read_examples
@@ -81,7 +82,7 @@ def generate_predictions(
         spec.precision == "bf16",
     )
     seconds = time.monotonic() - start
-    frame = pl.DataFrame(
+    table = pa.table(
         {
             "id": [encoded.id for encoded in prompts],
             "prediction": [answer.text for answer in answers],
@@ -91,7 +92,7 @@ def generate_predictions(
         }
     )
     with partial_directory(out_dir) as work:
-        frame.write_parquet(work / PREDICTIONS_FILE)
+        pq.write_table(table, work / PREDICTIONS_FILE)
         digest = hashlib.sha256((work / PREDICTIONS_FILE).read_bytes()).hexdigest()
     written = sum(answer.tokens for answer in answers)
     return {

@@ -18,6 +18,7 @@ import re
 MARKS = frozenset(';/[]"{}()=+\\_-><@`,?!')
 """The 21 punctuation marks. ``. : ' $ % & * # ~ ^ |`` are none of them."""
 PERIOD_LIMIT = 32
+_ANY_MARK = re.compile(f"[{re.escape(''.join(sorted(MARKS)))}]")
 _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_OFFICIAL = re.compile(r"\d,\d")
 _COMMA_M4C = re.compile(r"(?<=\d),+(?=\d)")
@@ -81,6 +82,7 @@ def _words() -> dict[str, str]:
 
 
 _WORDS = _words()
+_SPECIAL = frozenset(_WORDS)
 
 
 def clean(text: str) -> str:
@@ -91,10 +93,9 @@ def clean(text: str) -> str:
 def strip_marks(text: str, comma: re.Pattern[str] = _COMMA_OFFICIAL) -> str:
     """``processPunctuation``: case is kept."""
     out = text
-    marks = MARKS.intersection(text)
-    if marks:
-        digits = "," in marks and comma.search(text) is not None
-        for mark in marks:
+    if _ANY_MARK.search(text):
+        digits = "," in text and comma.search(text) is not None
+        for mark in MARKS.intersection(text):
             gone = digits or mark + " " in text or " " + mark in text
             out = out.replace(mark, "" if gone else " ")
     return _PERIOD.sub("", out, count=PERIOD_LIMIT) if "." in out else out
@@ -102,8 +103,11 @@ def strip_marks(text: str, comma: re.Pattern[str] = _COMMA_OFFICIAL) -> str:
 
 def map_words(text: str) -> str:
     """``processDigitArticle``: lower case, number words, articles, contractions."""
+    words = text.lower().split()
+    if _SPECIAL.isdisjoint(words):
+        return " ".join(words)
     get = _WORDS.get
-    return " ".join([new for word in text.lower().split() if (new := get(word, word))])
+    return " ".join([new for word in words if (new := get(word, word))])
 
 
 def normalise(text: str) -> str:
@@ -123,16 +127,21 @@ def prediction_forms(text: str) -> tuple[str, str, str, str]:
     For plain lower-case words and digits the last three are one and the same, which most answers are.
     """
     if _PLAIN.fullmatch(text):
-        form = map_words(text)
+        form = _map_plain(text)
         # A contraction that was restored has an apostrophe, which a second pass sees.
         return text, form, form, form if "'" not in form else normalise(form)
     submitted = evalai(text)
-    return clean(text), normalise(text), submitted, normalise(submitted)
+    return clean(text), normalise(text), submitted, submitted if _PLAIN.fullmatch(submitted) else normalise(submitted)
 
 
 def answer_forms(text: str) -> tuple[str, str, str, str]:
     """(cleaned, normalised, EvalAI form, punctuation-stripped raw text) of an annotator's answer."""
     if _PLAIN.fullmatch(text):
-        form = map_words(text)
+        form = _map_plain(text)
         return text, form, form, text
     return clean(text), normalise(text), evalai(text), strip_marks(text)
+
+
+def _map_plain(text: str) -> str:
+    """``map_words`` of lower-case words with single spaces between them."""
+    return text if _SPECIAL.isdisjoint(text.split(" ")) else map_words(text)

@@ -37,6 +37,8 @@ VARIANTS = ("official", "evalai", "legacy2017", "always_normalise", "m4c")
 Variant = Literal["official", "evalai", "legacy2017", "always_normalise", "m4c"]
 ANNOTATORS = 10
 UNANSWERABLE = "unanswerable"
+MAX_PATTERN_BITS = 16
+"""Up to so many answers per question, a pattern of matches fits the integers used."""
 MAX_QUESTION_TYPES = 100
 """Question types are split out only where there are at most so many (VQAv2 has 65)."""
 
@@ -64,25 +66,25 @@ def score(predictions: Sequence[str], examples: Sequence[Example], settings: dic
     return score_compiled(predictions, compiled, typed)
 
 
-def score_compiled(predictions: Sequence[str], references: Compiled, settings: Settings) -> MetricResult:
-    """VQA-score against compiled references, in their order; one pass gives all variants."""
-    from peftbench.metrics._uncertainty import cluster_codes, mean_uncertainty
-    from peftbench.metrics.base import split_means
+def score_compiled(
+    predictions: Sequence[str], references: Compiled, settings: Settings, *, columns: bool = True
+) -> MetricResult:
+    """VQA-score against compiled references, in their order; one pass gives all variants (per example: ``columns``)."""
+    from peftbench.metrics._uncertainty import mean_uncertainty
 
-    widths = {ids.shape[1]: len(rows) for rows, ids in references.groups}
-    uneven = sum(count for width, count in widths.items() if width != ANNOTATORS)
+    uneven = sum(len(rows) for rows, raw in references.groups if len(raw) != ANNOTATORS)
     if uneven and settings.variant == "m4c":
-        rows, ids = next(group for group in references.groups if group[1].shape[1] != ANNOTATORS)
+        rows, raw = next(group for group in references.groups if len(group[1]) != ANNOTATORS)
         raise UserError(
-            f"row {ascii(references.ids[int(rows[0])])} has {ids.shape[1]} answers: variant m4c asserts ten; choose "
+            f"row {ascii(references.ids[int(rows[0])])} has {len(raw)} answers: variant m4c asserts ten; choose "
             "another variant"
         )
     accuracies = variant_accuracies(predictions, references)
     means = {name: None if x is None else corpus_mean(x) for name, x in accuracies.items()}
-    shown = accuracies[settings.variant]
-    assert shown is not None
-    per_example = (100 * shown).tolist()
-    error = mean_uncertainty(per_example, cluster_codes(references.images) if references.images else None, settings)
+    shown, value = accuracies[settings.variant], means[settings.variant]
+    assert shown is not None and value is not None
+    scores = 100 * shown
+    error = mean_uncertainty(scores, references.images, settings)
     extra: dict[str, Any] = {
         "variant": settings.variant,
         "variants": means,
@@ -91,24 +93,35 @@ def score_compiled(predictions: Sequence[str], references: Compiled, settings: S
         "not_ten_answers": uneven,
         "uncertainty": error.facts,
     }
-    if references.answer_types:
-        extra["by_answer_type"] = split_means(per_example, references.answer_types)
-        if UNANSWERABLE in extra["by_answer_type"]:
-            flags = [UNANSWERABLE if kind == UNANSWERABLE else "answerable" for kind in references.answer_types]
-            extra["by_answerability"] = split_means(per_example, flags)
-    kinds = set(references.question_types)
-    if 1 < len(kinds) <= MAX_QUESTION_TYPES:
-        extra["by_question_type"] = split_means(per_example, references.question_types)
-    value = means[settings.variant]
-    assert value is not None
+    kinds = references.answer_types
+    if kinds.codes is not None:
+        extra["by_answer_type"] = _split(scores, kinds.names, kinds.codes)
+        if UNANSWERABLE in kinds.names:
+            flags = kinds.codes == kinds.names.index(UNANSWERABLE)
+            extra["by_answerability"] = _split(scores, ["answerable", UNANSWERABLE], flags.astype("int32"))
+    kinds = references.question_types
+    if kinds.codes is not None and len(kinds.names) <= MAX_QUESTION_TYPES:
+        extra["by_question_type"] = _split(scores, kinds.names, kinds.codes)
     return MetricResult(
         value=value,
-        per_example=per_example,
+        per_example=scores.tolist(),
         extra=extra,
-        n=len(per_example),
+        n=len(scores),
         stderr=error.stderr,
         interval=error.interval,
+        columns={name: (100 * x).tolist() for name, x in accuracies.items() if x is not None} if columns else {},
     )
+
+
+def _split(scores: np.ndarray, names: list[str], codes: np.ndarray) -> dict[str, dict[str, float | int]]:
+    """Mean and count per label; rows without one are left out."""
+    import numpy as np
+
+    # bincount adds in the order of the rows, as the official code does per type.
+    sums = np.bincount(codes, weights=scores, minlength=len(names)).tolist()
+    counts = np.bincount(codes, minlength=len(names)).tolist()
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return {names[i]: {"value": sums[i] / counts[i], "n": counts[i]} for i in order if names[i] and counts[i]}
 
 
 def corpus_mean(accuracies: np.ndarray) -> float:
@@ -124,45 +137,44 @@ def variant_accuracies(predictions: Sequence[str], references: Compiled) -> dict
     from peftbench.metrics._vqa_text import prediction_forms
 
     distinct: dict[str, int] = {}
-    codes = np.array([distinct.setdefault(text, len(distinct)) for text in predictions], dtype=np.int32)
+    for text in predictions:
+        if text not in distinct:
+            distinct[text] = len(distinct)
+    codes = np.fromiter(map(distinct.__getitem__, predictions), dtype=np.int32, count=len(predictions))
     get = references.vocabulary.get
-    forms = [prediction_forms(text) for text in distinct]
     # Ids of (cleaned, normalised, submitted, submitted normalised) for each prediction; -1: no annotator's word.
-    known = np.array([[get(text, -1) for text in four] for four in forms], dtype=np.int32)
-    cleaned, normalised, submitted, resubmitted = known[codes].T
+    flat = [get(form, -1) for text in distinct for form in prediction_forms(text)]
+    known = np.array(flat, dtype=np.int32).reshape(-1, 4).T.copy()
+    cleaned, normalised, submitted, resubmitted = (row[codes] for row in known)
     out = {name: np.zeros(len(codes)) for name in VARIANTS}
     for rows, raw in references.groups:
-        clean_ids = references.forms["clean"][raw]
-        normal_ids = references.forms["normalised"][raw]
-        unanimous = (clean_ids == clean_ids[:, :1]).all(axis=1)
-        official = np.where(unanimous[:, None], clean_ids, normal_ids)
-        whole = len(rows) == len(codes)
-        take = (lambda x: x) if whole else (lambda x, rows=rows: x[rows])
-        out["official"][rows] = _accuracies(official, np.where(unanimous, take(cleaned), take(normalised)))
-        out["evalai"][rows] = _accuracies(official, np.where(unanimous, take(submitted), take(resubmitted)))
-        out["always_normalise"][rows] = _accuracies(normal_ids, take(normalised))
-        untouched = (raw == raw[:, :1]).all(axis=1)
-        legacy = references.forms["stripped"][raw]
-        legacy = np.where(untouched[:, None], references.forms["raw"][raw], legacy)
-        out["legacy2017"][rows] = _accuracies(legacy, take(normalised))
-        out["m4c"][rows] = _accuracies(references.forms["evalai"][raw], take(submitted))
-    even = all(raw.shape[1] == ANNOTATORS for _, raw in references.groups)
+        take: Any = slice(None) if len(rows) == len(codes) else rows
+        forms = {name: table[raw] for name, table in references.forms.items()}
+        agreed = (forms["clean"] == forms["clean"][0]).all(axis=0)
+        official = np.where(agreed, forms["clean"], forms["normalised"])
+        out["official"][take] = _accuracies(official, np.where(agreed, cleaned[take], normalised[take]))
+        out["evalai"][take] = _accuracies(official, np.where(agreed, submitted[take], resubmitted[take]))
+        out["always_normalise"][take] = _accuracies(forms["normalised"], normalised[take])
+        legacy = np.where((raw == raw[0]).all(axis=0), forms["raw"], forms["stripped"])
+        out["legacy2017"][take] = _accuracies(legacy, normalised[take])
+        out["m4c"][take] = _accuracies(forms["evalai"], submitted[take])
+    even = all(len(raw) == ANNOTATORS for _, raw in references.groups)
     return {name: None if name == "m4c" and not even else x for name, x in out.items()}
 
 
 def _accuracies(answers: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Leave-one-out accuracy, float64 [m], of prediction ids [m] against answer ids [m, width]."""
+    """Leave-one-out accuracy, float64 [m], of prediction ids [m] against answer ids [width, m]."""
     import numpy as np
 
-    equal = answers == predictions[:, None]
-    width = equal.shape[1]
-    if width > 16:
-        return np.array([leave_one_out(row) for row in equal.tolist()])
+    width = len(answers)
+    if width > MAX_PATTERN_BITS:
+        return np.array([leave_one_out(row) for row in (answers == predictions).T.tolist()])
     # The pattern of matches as one integer: a thousand patterns at most, so each is computed once.
-    packed = np.packbits(equal, axis=1, bitorder="little").astype(np.uint16)
-    patterns = packed[:, 0] if width <= 8 else packed[:, 0] | packed[:, 1] << 8
+    patterns = np.zeros(len(predictions), dtype=np.uint16)
+    for place, row in enumerate(answers):
+        patterns |= (row == predictions).astype(np.uint16) << np.uint16(place)
     table = np.zeros(1 << width)
-    for pattern in np.flatnonzero(np.bincount(patterns)):
+    for pattern in np.flatnonzero(np.bincount(patterns)).tolist():
         table[pattern] = leave_one_out([bool(pattern >> bit & 1) for bit in range(width)])
     return table[patterns]
 

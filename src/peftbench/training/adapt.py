@@ -9,6 +9,7 @@ base model's own names.
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,10 @@ def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
     totals = component_counts(components, base.model)
     expected = method.trainable_count(dims, settings, spec.location)
 
-    tuned = Tuned(method.apply(base.model, spec.model, settings, spec.location), method, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name on its way out
+        model = method.apply(base.model, spec.model, settings, spec.location)
+    tuned = Tuned(model, method, settings)
     wrapped = tuned.model is not base.model
     connector = {path for path, component in components.items() if component == "connector"}
     trainable = dict.fromkeys([*totals, "method"], 0)

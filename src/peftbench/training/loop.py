@@ -225,10 +225,9 @@ def train_adapter(
     launch every process calls this; the first one writes. Raises ``UserError`` for bad input and for a loss
     that is not finite.
     """
-    import polars as pl
     import torch
 
-    from peftbench.data.load import read_examples
+    from peftbench.data.load import read_examples, read_subset
 
     torch.set_num_threads(execution.threads)
     base = load_base(base_dir, spec.precision, pick_device(execution.device))
@@ -239,11 +238,11 @@ def train_adapter(
     if execution.gradient_checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
 
-    ids = pl.read_parquet(subset_dir / "ids.parquet")["id"].to_list()
-    rows = read_examples(data_dir, "train", ids)
+    rows = read_examples(data_dir, "train", read_subset(subset_dir))
     held_out = read_examples(data_dir, "test") if spec.eval_loss else []
-    shas = pl.read_parquet(data_dir / "train.parquet", columns=["image"])["image"].to_list()
-    shas += [example.image for example in held_out]
+    # The whole split, so that every draw of it finds the same cached features.
+    everything = read_examples(data_dir, "train") if execution.cache_dir else rows
+    shas = [example.image for example in (*everything, *held_out)]
     images, cache_facts = open_images(base, spec.model, image_store, shas, cache_folder(execution))
 
     def encoded(examples: list[Any]) -> list[Encoded]:
