@@ -12,9 +12,6 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-configfile: f"{workflow.basedir}/config/config.yaml"
-
-
 include: "workflow/rules/common.smk"
 
 
@@ -37,3 +34,10 @@ rule all:
     input:
         [page_of(PLAN.study(name)) for name in PLAN.main.studies],
     localrule: True
+
+
+check_targets(sys.argv[1:])
+
+
+onstart:
+    PLAN.write_tickets()

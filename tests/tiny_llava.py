@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import json
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from peftbench.spec import ModelNames, Prompt
+from peftbench.spec import Decoding, Execution, ModelNames, Optim, PredictSpec, Prompt, TrainSpec
 
 NAMES = ModelNames(
     layers=r"model\.language_model\.layers\.\d+",
@@ -170,3 +174,107 @@ def make_data(folder: Path, train: int = 24, test: int = 10) -> tuple[Path, Path
         if split == "train":
             frame.select("id").write_parquet(subset / "ids.parquet")
     return data, subset, store
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4, "dropout": 0.0},
+    "ia3": {},
+    "adapter": {"bottleneck": 8, "dropout": 0.0},
+    "prefix": {"tokens": 5},
+}
+"""Small and without dropout, so that splitting a batch may change rounding only."""
+CPU = Execution(device="cpu")
+
+
+class World:
+    """A base model and a data set on disk, made once per process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.base = build(folder / "base")
+        self.data, self.subset, self.images = make_data(folder)
+        self._runs = 0
+
+    def out(self) -> Path:
+        """A fresh folder."""
+        self._runs += 1
+        return self.folder / f"out-{self._runs}"
+
+    def train(
+        self, spec: TrainSpec, execution: Execution = CPU, out: Path | None = None
+    ) -> tuple[Path, dict[str, Any]]:
+        """Train into a fresh folder; the folder and the facts."""
+        from peftbench.training.loop import train_adapter
+
+        out = out or self.out()
+        facts = train_adapter(spec, self.base, self.data, self.subset, self.images, out, execution)
+        return out, facts
+
+    def predict(self, spec: PredictSpec, run: Path | None, execution: Execution = CPU) -> Any:
+        """Predictions as a polars frame."""
+        import polars as pl
+
+        from peftbench.evaluation.generate import generate_predictions
+
+        out = self.out()
+        generate_predictions(spec, self.base, run, self.data, self.images, out, execution)
+        return pl.read_parquet(out / "predictions.parquet")
+
+
+@cache
+def world() -> World:
+    """The world of this process."""
+    folder = tempfile.mkdtemp(prefix="tiny-llava-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return World(Path(folder))
+
+
+def train_spec(method: str = "lora", **changes: Any) -> TrainSpec:
+    """A short run: 24 examples, batches of 8, 2 epochs."""
+    values: dict[str, Any] = {
+        "model": NAMES,
+        "prompt": PROMPT,
+        "method": method,
+        "settings": SETTINGS.get(method, {}),
+        "connector": "tuned",
+        "location": "default",
+        "optim": Optim(learning_rate=1e-2, connector_learning_rate=1e-3),
+        "epochs": 2,
+        "global_batch": 8,
+        "max_length": 200,
+        "seed": 42,
+        "precision": "fp32",
+        "eval_loss": False,
+    }
+    return TrainSpec(**(values | changes))
+
+
+def predict_spec(train: TrainSpec, **changes: Any) -> PredictSpec:
+    """Predictions of the run of ``train``."""
+    same = ("model", "prompt", "method", "settings", "connector", "location", "precision")
+    values: dict[str, Any] = {name: getattr(train, name) for name in same}
+    values["decoding"] = Decoding(max_new_tokens=6, batch_size=4)
+    return PredictSpec(**(values | changes))
+
+
+def load_tiny(seed: int = 0) -> Any:
+    """The base model of the world in memory."""
+    import torch
+
+    from peftbench.models.load import load_base
+
+    torch.manual_seed(seed)
+    return load_base(world().base, "fp32", torch.device("cpu"))
+
+
+def encoded_batch(base: Any, count: int = 8, left: bool = False) -> tuple[list[Any], dict[str, Any]]:
+    """Training items of the first ``count`` examples and the batch they make."""
+    from peftbench.data.load import read_examples
+    from peftbench.training.batches import collate, encode
+    from peftbench.training.features import LiveImages
+
+    images = LiveImages(base, world().images)
+    examples = read_examples(world().data, "train")[:count]
+    encoded = encode(base, images, NAMES, PROMPT, examples, 200, answers=True)
+    items = [(e, images.load(e.image) if e.image else {}) for e in encoded]
+    return items, collate(items, base.pad_token_id, left)

@@ -3,4 +3,5 @@
 Importing this package imports nothing heavy: the Snakefile is parsed by every cluster job.
 """
 
+FINGERPRINT_EXEMPT = "a version number changes no result; what changes results is fingerprinted"
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ from peftbench.errors import UserError
 from peftbench.fingerprint import Fingerprinter, default_fingerprinter, with_versions
 from peftbench.spec import BaseSpec, Decoding, PredictSpec, PrepareSpec, ScoreSpec, SubsetSpec, TrainSpec
 from peftbench.stages import RULES, live_code, source_module
-from peftbench.store import RECORD
+from peftbench.store import RECORD, atomic_bytes
 from peftbench.study import BASE, Expander, Run, optim_of
 from peftbench.views import Cell, DatasetInfo, ModelInfo, PlotSpec, ReportSpec, TabulateSpec
 
@@ -89,6 +89,18 @@ class Plan:
             raise UserError(
                 f"nothing in the present configuration and code has the digest {digest}: see 'peftbench runs'"
             ) from None
+
+    def ticket_file(self, job: Job) -> str:
+        """Where a job finds its ticket."""
+        return f"{self.results}/.tickets/{job.digest}.json"
+
+    def write_tickets(self) -> None:
+        """Lay out the tickets of all planned jobs; they name what is to be made, so old ones do no harm."""
+        for job in self.jobs.values():
+            path = Path(self.ticket_file(job))
+            data = job.ticket.encode()
+            if not path.exists() or path.stat().st_size != len(data):
+                atomic_bytes(path, data, durable=False)
 
     def execution(self, job: Job) -> str:
         """Execution settings of a job as canonical JSON; untracked, so changing them reruns nothing."""

@@ -132,7 +132,7 @@ def _parser(stage: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--ticket",
         required=True,
-        help=f"what to make: canonical JSON of a {stage} job; '-' reads it from stdin",
+        help=f"what to make: a {stage} ticket, as a file, as JSON, or '-' for stdin",
     )
     parser.add_argument(
         "--inputs", nargs="*", type=Path, default=[], metavar="RECORD", help="records of its inputs"
@@ -218,10 +218,16 @@ def _record(ticket: Ticket, facts: dict[str, Any], meter: Meter) -> Record:
 
 def open_ticket(stage: str, text: str) -> tuple[Ticket, Spec]:
     """The ticket and its typed spec; ``UserError`` where it is for another stage or for other code."""
-    if text == "-":
-        text = sys.stdin.read()
     try:
+        if text == "-":
+            text = sys.stdin.read()
+        elif not text.lstrip().startswith("{"):
+            text = Path(text).read_text(encoding="utf-8")
         ticket = msgspec.convert(json.loads(text), Ticket)
+    except OSError as error:
+        raise UserError(
+            f"--ticket: {error.filename}: {error.strerror}: 'peftbench ticket' writes it"
+        ) from None
     except ValueError as error:
         raise UserError(f"--ticket: not a ticket: {error}") from None
     if ticket.stage != stage:

@@ -41,8 +41,8 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     provenance: dict[str, Any]
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it and give it its name.
+def atomic_write(path: Path, write: Callable[[Path], object], durable: bool = True) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, sync it (if ``durable``) and give it its name.
 
     Nothing of it stays after an error; a full disk is a ``UserError`` of one line.
     """
@@ -53,19 +53,21 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         try:
             os.close(handle)
             write(temporary)
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
+            if durable:
+                with temporary.open("rb") as stream:
+                    os.fsync(stream.fileno())
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
 
 
-def atomic_bytes(path: Path, data: bytes) -> None:
+def atomic_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Write bytes; see ``atomic_write``."""
-    atomic_write(path, lambda temporary: temporary.write_bytes(data))
+    atomic_write(path, lambda temporary: temporary.write_bytes(data), durable)
 
 
 def atomic_text(path: Path, text: str) -> None:

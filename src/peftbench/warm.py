@@ -3,7 +3,8 @@
 Importing torch, transformers and peft takes five seconds, more than many small CPU jobs. The first job starts
 a server (``warm_server.py``) that imports them and nothing of ours, and goes when it has been idle for a
 while. Every job is a fork of it that starts this very script anew: with its own arguments, environment,
-folder and streams, and with peftbench as it is on disk at that moment. A fork gives the same bits as a new process.
+folder and streams, and with peftbench as it is on disk at that moment. A fork gives the same bits as a
+process of its own.
 
 Where the worker cannot be had, the script simply goes on in its own process.
 """

@@ -1,6 +1,5 @@
 # Tables and figures: cheap views with stable names, one pair of rules per study. The marker carries the digest of what
-# they were made from, and the script removes the markers of other digests. Tickets of large tables are longer than one
-# argument may be, so they come by stdin.
+# they were made from, and the script removes the markers of other digests.
 
 for study in STUDIES:
 
@@ -20,12 +19,11 @@ for study in STUDIES:
         resources:
             execution=PLAN.execution(study.tabulate),
         params:
-            ticket=study.tabulate.ticket,
+            ticket=PLAN.ticket_file(study.tabulate),
         message:
             f"Tabulating {study.name}"
         shell:
-            "tabulate_study.py --ticket - --output {output.marker:q} --execution {resources.execution:q} --log {log:q}"
-            " <<< {params.ticket:q}"
+            "tabulate_study.py --ticket {params.ticket:q} --output {output.marker:q} --execution {resources.execution:q} --log {log:q}"
 
     rule:
         name:
@@ -42,9 +40,8 @@ for study in STUDIES:
         resources:
             execution=PLAN.execution(study.plot),
         params:
-            ticket=study.plot.ticket,
+            ticket=PLAN.ticket_file(study.plot),
         message:
             f"Plotting {study.name}"
         shell:
-            "plot_study.py --ticket - --output {output.marker:q} --execution {resources.execution:q} --log {log:q}"
-            " <<< {params.ticket:q}"
+            "plot_study.py --ticket {params.ticket:q} --output {output.marker:q} --execution {resources.execution:q} --log {log:q}"

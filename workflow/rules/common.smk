@@ -1,13 +1,25 @@
 # The plan of all jobs, and what the rules ask of it. Everything else is in src/peftbench.
 
+import difflib
 import os
 import shlex
 import sys
 from pathlib import Path
 
-from peftbench.config import Settings
+from peftbench.config import Settings, read_yaml
 from peftbench.errors import UserError
 from peftbench.graph import Plan
+
+try:
+    read_yaml(
+        Path(workflow.basedir) / "config/config.yaml"
+    )  # names the line of a mistake; Snakemake does not
+except UserError as error:
+    sys.exit(f"error: {error}")
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+
 
 try:
     PLAN = Plan(Settings(config, Path(workflow.basedir)))
@@ -46,18 +58,13 @@ def records_of(wildcards):
 
 
 def ticket_of(wildcards):
-    """All that the job is told; the one param of its rule."""
-    return job_of(wildcards).ticket
+    """The file with all that the job is told; the one param of its rule. Its name holds the job's digest."""
+    return PLAN.ticket_file(job_of(wildcards))
 
 
 def execution_of(wildcards):
     """How the job runs. A resource, because Snakemake does not track those: no change of it reruns anything."""
     return PLAN.execution(job_of(wildcards))
-
-
-def label_of(wildcards):
-    """Name of the job for people."""
-    return job_of(wildcards).label
 
 
 def marker_of(view):
@@ -73,3 +80,17 @@ def scores_of(study):
 def page_of(study):
     """What a study ends with: its page, and the marker that says that the page is of this digest."""
     return f"{PLAN.results}/report/{study.name}.html", marker_of(study.report)
+
+
+def check_targets(arguments):
+    """Name the study that a mistyped target is nearest to; Snakemake knows the targets only after parsing."""
+    known = {study.name for study in STUDIES}
+    for word in arguments:
+        near = difflib.get_close_matches(word, known, n=1, cutoff=0.8)
+        if (
+            near
+            and word not in known
+            and word not in vars(rules)
+            and not os.path.exists(word)
+        ):
+            sys.exit(f"error: there is no study {word!r}; did you mean {near[0]!r}?")

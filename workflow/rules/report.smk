@@ -16,12 +16,11 @@ for study in STUDIES:
         resources:
             execution=PLAN.execution(study.report),
         params:
-            ticket=study.report.ticket,
+            ticket=PLAN.ticket_file(study.report),
         message:
             f"Building the page of {study.name}"
         shell:
-            "build_report.py --ticket - --output {output[1]:q} --execution {resources.execution:q} --log {log:q}"
-            " <<< {params.ticket:q}"
+            "build_report.py --ticket {params.ticket:q} --output {output[1]:q} --execution {resources.execution:q} --log {log:q}"
 
     rule:
         name:

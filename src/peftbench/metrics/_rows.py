@@ -85,11 +85,10 @@ def align(
 ) -> list[int]:
     """Position in ``given`` of each wanted id; -1 for a missing one where ``missing`` is told of it.
 
-    Ids that appear twice, that no reference has, or (without ``missing``) that have no prediction are a UserError.
+    Ids in ``given`` that appear twice, that no reference has, or (without ``missing``) that have no prediction are a
+    UserError. ``wanted`` ids are known to be unique.
     """
     if wanted == given:
-        if len(set(given)) != len(given):
-            unique_ids(given, what)
         return list(range(len(given)))
     positions = unique_ids(given, what)
     names = [str(name) for name in wanted]

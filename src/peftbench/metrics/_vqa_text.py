@@ -22,6 +22,7 @@ _ANY_MARK = re.compile(f"[{re.escape(''.join(sorted(MARKS)))}]")
 _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_OFFICIAL = re.compile(r"\d,\d")
 _COMMA_M4C = re.compile(r"(?<=\d),+(?=\d)")
+_EVALAI_OWN = re.compile(r"[,?'\x00-\x1f]")
 _PLAIN = re.compile(r"[a-z0-9]+(?: [a-z0-9]+)*")
 
 _NUMBERS = ("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split())
@@ -130,8 +131,11 @@ def prediction_forms(text: str) -> tuple[str, str, str, str]:
         form = _map_plain(text)
         # A contraction that was restored has an apostrophe, which a second pass sees.
         return text, form, form, form if "'" not in form else normalise(form)
-    submitted = evalai(text)
-    return clean(text), normalise(text), submitted, submitted if _PLAIN.fullmatch(submitted) else normalise(submitted)
+    cleaned = clean(text)
+    form = map_words(strip_marks(cleaned))
+    # Without , ? ' and white space other than " ", the EvalAI processor differs only in when it lowers the case.
+    submitted = form if text.isascii() and not _EVALAI_OWN.search(text) else evalai(text)
+    return cleaned, form, submitted, submitted if _PLAIN.fullmatch(submitted) else normalise(submitted)
 
 
 def answer_forms(text: str) -> tuple[str, str, str, str]:
@@ -139,7 +143,11 @@ def answer_forms(text: str) -> tuple[str, str, str, str]:
     if _PLAIN.fullmatch(text):
         form = _map_plain(text)
         return text, form, form, text
-    return clean(text), normalise(text), evalai(text), strip_marks(text)
+    cleaned = clean(text)
+    stripped = strip_marks(cleaned)
+    form = map_words(stripped)
+    submitted = form if text.isascii() and not _EVALAI_OWN.search(text) else evalai(text)
+    return cleaned, form, submitted, stripped if cleaned == text else strip_marks(text)
 
 
 def _map_plain(text: str) -> str:

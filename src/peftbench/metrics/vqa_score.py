@@ -21,6 +21,8 @@ has, as the official code does, and is counted in the record; ``m4c`` refuses it
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,8 +39,10 @@ VARIANTS = ("official", "evalai", "legacy2017", "always_normalise", "m4c")
 Variant = Literal["official", "evalai", "legacy2017", "always_normalise", "m4c"]
 ANNOTATORS = 10
 UNANSWERABLE = "unanswerable"
-MAX_PATTERN_BITS = 16
-"""Up to so many answers per question, a pattern of matches fits the integers used."""
+MAX_PATTERN_BITS = 10
+"""Up to so many answers per question, the accuracy of each pattern of matches is looked up in a table."""
+BLOCK = 8192
+"""Questions compared at a time."""
 MAX_QUESTION_TYPES = 100
 """Question types are split out only where there are at most so many (VQAv2 has 65)."""
 
@@ -125,9 +129,12 @@ def _split(scores: np.ndarray, names: list[str], codes: np.ndarray) -> dict[str,
 
 
 def corpus_mean(accuracies: np.ndarray) -> float:
-    """100 * sum / n, added one after the other as the official code does."""
-    values = accuracies.tolist()
-    return 100 * float(sum(values)) / len(values)
+    """100 * sum / n, in every bit as the official code on this version of Python adds it."""
+    if sys.version_info >= (3, 12):  # its sum() of floats is compensated
+        total = sum(accuracies.tolist())
+    else:
+        total = float(accuracies.cumsum()[-1])  # one after the other, unlike numpy's pairwise sum
+    return 100 * float(total) / len(accuracies)
 
 
 def variant_accuracies(predictions: Sequence[str], references: Compiled) -> dict[str, np.ndarray | None]:
@@ -136,30 +143,42 @@ def variant_accuracies(predictions: Sequence[str], references: Compiled) -> dict
 
     from peftbench.metrics._vqa_text import prediction_forms
 
-    distinct: dict[str, int] = {}
-    for text in predictions:
-        if text not in distinct:
-            distinct[text] = len(distinct)
-    codes = np.fromiter(map(distinct.__getitem__, predictions), dtype=np.int32, count=len(predictions))
+    distinct = dict.fromkeys(predictions, 0)
+    distinct.update(zip(distinct, range(len(distinct)), strict=True))
+    codes = np.array(list(map(distinct.__getitem__, predictions)), dtype=np.int32)
     get = references.vocabulary.get
     # Ids of (cleaned, normalised, submitted, submitted normalised) for each prediction; -1: no annotator's word.
     flat = [get(form, -1) for text in distinct for form in prediction_forms(text)]
     known = np.array(flat, dtype=np.int32).reshape(-1, 4).T.copy()
-    cleaned, normalised, submitted, resubmitted = (row[codes] for row in known)
     out = {name: np.zeros(len(codes)) for name in VARIANTS}
     for rows, raw in references.groups:
-        take: Any = slice(None) if len(rows) == len(codes) else rows
-        forms = {name: table[raw] for name, table in references.forms.items()}
-        agreed = (forms["clean"] == forms["clean"][0]).all(axis=0)
-        official = np.where(agreed, forms["clean"], forms["normalised"])
-        out["official"][take] = _accuracies(official, np.where(agreed, cleaned[take], normalised[take]))
-        out["evalai"][take] = _accuracies(official, np.where(agreed, submitted[take], resubmitted[take]))
-        out["always_normalise"][take] = _accuracies(forms["normalised"], normalised[take])
-        legacy = np.where((raw == raw[0]).all(axis=0), forms["raw"], forms["stripped"])
-        out["legacy2017"][take] = _accuracies(legacy, normalised[take])
-        out["m4c"][take] = _accuracies(forms["evalai"], submitted[take])
+        for start in range(0, len(rows), BLOCK):  # small arrays stay in the cache of a core
+            some = rows[start : start + BLOCK]
+            _score_block(out, some, raw[:, start : start + BLOCK], references.forms, known[:, codes[some]])
     even = all(len(raw) == ANNOTATORS for _, raw in references.groups)
     return {name: None if name == "m4c" and not even else x for name, x in out.items()}
+
+
+def _score_block(
+    out: dict[str, np.ndarray],
+    rows: np.ndarray,
+    raw: np.ndarray,
+    tables: dict[str, np.ndarray],
+    predictions: np.ndarray,
+) -> None:
+    """All variants for some questions: raw answer ids [width, m], forms of their predictions [4, m]."""
+    import numpy as np
+
+    cleaned, normalised, submitted, resubmitted = predictions
+    forms = {name: table[raw] for name, table in tables.items()}
+    agreed = (forms["clean"] == forms["clean"][0]).all(axis=0)
+    official = np.where(agreed, forms["clean"], forms["normalised"])
+    out["official"][rows] = _accuracies(official, np.where(agreed, cleaned, normalised))
+    out["evalai"][rows] = _accuracies(official, np.where(agreed, submitted, resubmitted))
+    out["always_normalise"][rows] = _accuracies(forms["normalised"], normalised)
+    legacy = np.where((raw == raw[0]).all(axis=0), forms["raw"], forms["stripped"])
+    out["legacy2017"][rows] = _accuracies(legacy, normalised)
+    out["m4c"][rows] = _accuracies(forms["evalai"], submitted)
 
 
 def _accuracies(answers: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -173,10 +192,16 @@ def _accuracies(answers: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     patterns = np.zeros(len(predictions), dtype=np.uint16)
     for place, row in enumerate(answers):
         patterns |= (row == predictions).astype(np.uint16) << np.uint16(place)
-    table = np.zeros(1 << width)
-    for pattern in np.flatnonzero(np.bincount(patterns)).tolist():
-        table[pattern] = leave_one_out([bool(pattern >> bit & 1) for bit in range(width)])
-    return table[patterns]
+    return _pattern_table(width)[patterns]
+
+
+@functools.cache
+def _pattern_table(width: int) -> np.ndarray:
+    """Accuracy of each pattern of matches among ``width`` answers, float64 [2 ** width]."""
+    import numpy as np
+
+    places = range(width)
+    return np.array([leave_one_out([bool(pattern >> place & 1) for place in places]) for pattern in range(1 << width)])
 
 
 def leave_one_out(matches: Sequence[bool]) -> float:

@@ -145,12 +145,14 @@ def partition(model: nn.Module, names: ModelNames) -> dict[str, str]:
     paths = list(decoder_layers(model, names))
     # "model.language_model.layers.0" lies two levels below the language model.
     root = paths[0].rsplit(".", 2)[0] if paths[0].count(".") > 1 else ""
-    used: set[str] = set()
+    known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    for prefix, component in claims.items():
+        if prefix not in known:
+            raise UserError(f"model file: {component}: {prefix} is no part of {type(model).__name__}")
     result: dict[str, str] = {}
     for path, _ in model.named_parameters():
-        prefix = max((p for p in claims if path == p or path.startswith(p + ".")), key=len, default=None)
-        if prefix is not None:
-            used.add(prefix)
+        prefix = max((p for p in claims if path == p or path.startswith(p + ".")), key=len, default="")
+        if prefix:
             result[path] = claims[prefix]
         elif not root or path.startswith(root + "."):
             result[path] = "language"
@@ -158,14 +160,6 @@ def partition(model: nn.Module, names: ModelNames) -> dict[str, str]:
             raise UserError(
                 f"model file: parameter {path} belongs to none of connector, vision, embeddings and {root}: "
                 "name its module under one of them"
-            )
-    # Tied weights appear once in named_parameters, so an unused embeddings prefix is an alias if its module
-    # exists.
-    modules = dict(model.named_modules())
-    for prefix, component in claims.items():
-        if prefix not in used and not (component == "embeddings" and prefix in modules):
-            raise UserError(
-                f"model file: {component}: {prefix} matches no parameter of {type(model).__name__}"
             )
     return result
 

@@ -36,11 +36,11 @@ def _say(rng: Random, frames: list[Frame], plain: bool) -> str:
     """Word one reference; a person uses another attested name for a thing now and then."""
 
     def name(concept: Concept) -> str:
-        if plain or not concept.synonyms or rng.random() < 0.7:
+        if plain or not concept.synonyms or rng.random() < 0.6:
             return concept.name
         return rng.choice(concept.synonyms)
 
-    frame = frames[0] if plain or rng.random() < 0.4 else rng.choice(frames)
+    frame = frames[0] if plain or rng.random() < 0.15 else rng.choice(frames)
     return frame(name)
 
 

@@ -8,6 +8,7 @@ computed once.
 from __future__ import annotations
 
 import math
+import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -54,24 +55,35 @@ class ExposureRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 13
 
 
-def _draw_chunk(task: tuple[str, int, int, int]) -> list[tuple[Example, bytes]]:
-    generator, start, stop, seed = task
-    return [draw(generator, "exposure", i, seed) for i in range(start, stop)]
+def _draw_chunk(task: tuple[list[tuple[str, int]], int]) -> list[tuple[Example, bytes]]:
+    wanted, seed = task
+    return [draw(generator, "exposure", index, seed) for generator, index in wanted]
 
 
-def draw_mix(recipe: ExposureRecipe, workers: int) -> list[tuple[Example, bytes]]:
-    """Draw the whole mix, in a fixed order whatever the number of workers."""
-    tasks = [
-        (generator, start, min(start + 500, n), recipe.seed)
-        for generator, n in sorted(recipe.mix.items())
-        for start in range(0, n, 500)
-    ]
+def draw_mix(wanted: list[tuple[str, int]], seed: int, workers: int) -> list[tuple[Example, bytes]]:
+    """Draw examples of the mix, given as (generator, index), in their order whatever the number of workers."""
+    tasks = [(wanted[start : start + 500], seed) for start in range(0, len(wanted), 500)]
     if workers == 0:
         chunks = list(map(_draw_chunk, tasks))
     else:
         with ProcessPoolExecutor(workers) as pool:
             chunks = list(pool.map(_draw_chunk, tasks))
     return [row for chunk in chunks for row in chunk]
+
+
+def plan_steps(recipe: ExposureRecipe, steps: int) -> list[Tensor]:
+    """Return which examples of the mix (numbered through, generators in alphabetical order) each step takes."""
+    import torch
+
+    random = torch.Generator().manual_seed(recipe.seed)
+    total = sum(recipe.mix.values())
+    order, planned = torch.empty(0, dtype=torch.long), []
+    for _ in range(steps):
+        if len(order) < recipe.batch:
+            order = torch.randperm(total, generator=random)
+        planned.append(order[: recipe.batch])
+        order = order[recipe.batch :]
+    return planned
 
 
 def turn(example: Example, generator: str) -> tuple[str, str]:
@@ -151,16 +163,22 @@ def expose(
     import torch
     from torch import nn
 
-    rows = draw_mix(recipe, workers)
+    planned = plan_steps(recipe, min(recipe.steps, limit or recipe.steps))
+    numbered = [(generator, i) for generator, n in sorted(recipe.mix.items()) for i in range(n)]
+    used = torch.cat(planned).unique()
+    rows = draw_mix([numbered[i] for i in used.tolist()], recipe.seed, workers)
+    row_of = torch.full((len(numbered),), -1)
+    row_of[used] = torch.arange(len(used))
+
     tokenizer = processor.tokenizer
     image_id = model.config.image_token_id
     ids, labels = tokenise(rows, tokenizer, model.config.image_seq_length)
     with_image = [i for i, (_, png) in enumerate(rows) if png]
-    where = torch.full((len(rows),), -1)
-    where[with_image] = torch.arange(len(with_image))
+    picture_of = torch.full((len(rows),), -1)
+    picture_of[with_image] = torch.arange(len(with_image))
     features = features_of(model, [rows[i][1] for i in with_image], device)
     lengths = (ids != tokenizer.pad_token_id).sum(1)
-    ids, labels, where = ids.to(device), labels.to(device), where.to(device)
+    ids, labels, picture_of = ids.to(device), labels.to(device), picture_of.to(device)
 
     connector, language, head = model.model.multi_modal_projector, model.model.language_model, model.lm_head
     trained = nn.ModuleList([connector, language, head]).to(device).train()
@@ -176,18 +194,15 @@ def expose(
         optimizer,
         lambda s: min(1.0, (s + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / recipe.steps))),
     )
-    random = torch.Generator().manual_seed(recipe.seed)
     log = []
-    order = torch.empty(0, dtype=torch.long)
-    for step in range(min(recipe.steps, limit or recipe.steps)):
-        if len(order) < recipe.batch:
-            order = torch.randperm(len(rows), generator=random)
-        take, order = order[: recipe.batch], order[recipe.batch :]
+    started = time.monotonic()
+    for step, taken in enumerate(planned):
+        take = row_of[taken]
         longest = int(lengths[take].max())
         take = take.to(device)
         x, y = ids[take, :longest], labels[take, :longest]
         embedded = language.embed_tokens(x)
-        seen = where[take]
+        seen = picture_of[take]
         projected = connector(features[seen[seen >= 0]].float())
         embedded = embedded.masked_scatter((x == image_id).unsqueeze(-1), projected)
         hidden = language(
@@ -203,21 +218,22 @@ def expose(
         schedule.step()
         if step < 5 or step % 100 == 0 or step == recipe.steps - 1:
             log.append({"step": step, "loss": loss.item()})
-            if step % 500 == 0 or step == recipe.steps - 1:
-                print(f"exposure {step}/{recipe.steps} loss {loss.item():.3f}", flush=True)
+            if step % 100 == 0:
+                spent = time.monotonic() - started
+                print(f"exposure {step}/{recipe.steps} loss {loss.item():.3f} {spent:.0f} s", flush=True)
     model.to("cpu").eval()
     return {"log": log, "examples": len(rows), "longest": int(ids.shape[1])}
 
 
-def corpus(recipe: ExposureRecipe, per_generator: int = 3000) -> list[str]:
+def corpus(recipe: ExposureRecipe, per_generator: int = 1500) -> list[str]:
     """Return the text that the tokenizer is trained on: the mix's own prompts and answers, and all words."""
     from peftbench.data.embedded.text import vocabulary
 
+    wanted = [(g, i) for g, n in sorted(recipe.mix.items()) for i in range(min(per_generator, n))]
     lines = []
-    for generator in sorted(recipe.mix):
-        for example, _ in _draw_chunk((generator, 0, min(per_generator, recipe.mix[generator]), recipe.seed)):
-            prompt, answer = turn(example, generator)
-            lines.append(prompt.replace("<image>", "") + answer)
+    for example, _ in _draw_chunk((wanted, recipe.seed)):
+        prompt, answer = turn(example, example.id.split("-")[0])
+        lines.append(prompt.replace("<image>", "") + answer)
     words = vocabulary()
     # Every word several times, with the space that precedes a word in a sentence: each becomes one token.
-    return lines + [" " + " ".join(words)] * 60
+    return lines + [" " + " ".join(words)] * 40
