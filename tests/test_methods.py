@@ -135,7 +135,7 @@ def test_exactly_the_named_parts_are_trainable(method, location, extra, leaves, 
 def test_more_trainable_than_the_formula_is_refused(monkeypatch):
     module = load_method("lora")
     monkeypatch.setattr(module, "trainable_count", lambda *_: 1)
-    with pytest.raises(AssertionError, match="method has .* trainable parameters, expected 1"):
+    with pytest.raises(AssertionError, match=r"method has .* trainable parameters, expected 1"):
         attach(load_tiny(), train_spec())
 
 
@@ -199,7 +199,7 @@ def test_names_that_do_not_fit_the_model(change, message):
 
 def test_missing_leaf_is_named():
     names = msgspec.structs.replace(NAMES, mlp=["mlp.fc1", "mlp.fc2"])
-    with pytest.raises(UserError, match="mlp.fc1 is not a module of model.language_model.layers.0"):
+    with pytest.raises(UserError, match=r"mlp.fc1 is not a module of model.language_model.layers.0"):
         measure_dims(load_tiny().model, names)
 
 

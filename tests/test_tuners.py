@@ -72,8 +72,8 @@ def test_bottleneck_initial_values():
     torch.manual_seed(0)
     layer = BottleneckLayer(torch.nn.Linear(400, 400), "default", BottleneckConfig(), on_input=True)
     for weights in (layer.bottleneck_down["default"].weight, layer.bottleneck_up["default"].weight):
-        assert abs(float(weights.std()) - 0.02) < 0.001
-        assert abs(float(weights.mean())) < 0.001
+        assert abs(float(weights.detach().std()) - 0.02) < 0.001
+        assert abs(float(weights.detach().mean())) < 0.001
     assert layer.bottleneck_dropout["default"].p == 0.05
     assert layer.bottleneck_down["default"].bias is None
 
@@ -122,7 +122,7 @@ def prefixed(seed=1, **settings):
 
 def test_prefix_equals_attention_over_longer_keys():
     """One attention module against the formula, with grouped heads and a causal mask."""
-    base, tuned = prefixed()
+    base, _ = prefixed()
     layer = base.model.model.language_model.layers[0].self_attn
     assert isinstance(layer, KVPrefixLayer)
     attention = layer.get_base_layer()

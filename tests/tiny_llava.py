@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import hashlib
 import io
 import json
@@ -258,12 +259,20 @@ def predict_spec(train: TrainSpec, **changes: Any) -> PredictSpec:
 
 
 def load_tiny(seed: int = 0) -> Any:
-    """The base model of the world in memory."""
+    """A fresh copy of the world's base model in memory; torch's generator starts at ``seed``."""
+    import torch
+
+    torch.set_num_threads(1)  # more threads make models of this size many times slower
+    torch.manual_seed(seed)
+    return copy.deepcopy(_loaded())
+
+
+@cache
+def _loaded() -> Any:
     import torch
 
     from peftbench.models.load import load_base
 
-    torch.manual_seed(seed)
     return load_base(world().base, "fp32", torch.device("cpu"))
 
 

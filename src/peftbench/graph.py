@@ -3,6 +3,7 @@
 import csv
 import functools
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import msgspec

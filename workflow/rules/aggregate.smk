@@ -23,7 +23,8 @@ for study in STUDIES:
         message:
             f"Tabulating {study.name}"
         shell:
-            "tabulate_study.py --ticket {params.ticket:q} --output {output.marker:q} --execution {resources.execution:q} --log {log:q}"
+            "tabulate_study.py --ticket {params.ticket:q} --output {output.marker:q}"
+            " --execution {resources.execution:q} --log {log:q}"
 
     rule:
         name:
@@ -44,4 +45,5 @@ for study in STUDIES:
         message:
             f"Plotting {study.name}"
         shell:
-            "plot_study.py --ticket {params.ticket:q} --output {output.marker:q} --execution {resources.execution:q} --log {log:q}"
+            "plot_study.py --ticket {params.ticket:q} --output {output.marker:q}"
+            " --execution {resources.execution:q} --log {log:q}"

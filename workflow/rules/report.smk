@@ -20,7 +20,8 @@ for study in STUDIES:
         message:
             f"Building the page of {study.name}"
         shell:
-            "build_report.py --ticket {params.ticket:q} --output {output[1]:q} --execution {resources.execution:q} --log {log:q}"
+            "build_report.py --ticket {params.ticket:q} --output {output[1]:q}"
+            " --execution {resources.execution:q} --log {log:q}"
 
     rule:
         name:

@@ -136,16 +136,10 @@ class Trainer:
 
     def _backward(self, micro: list[Item], batch: Sequence[Encoded], supervised: int) -> torch.Tensor:
         """Loss (detached) and gradients of one micro-batch, as its part of the global mean."""
+        inputs = self._inputs(micro, batch[0])
         if micro:
-            inputs = collate(micro, self.pad_id, left=False)
             self.padding += int((inputs["attention_mask"] == 0).sum())
             self.positions += inputs["attention_mask"].numel()
-        else:  # this process has run out of examples: take part with one that carries no loss
-            first = batch[0]
-            inputs = collate(
-                [(first, self.images.load(first.image) if first.image else {})], self.pad_id, False
-            )
-            inputs["labels"][:] = IGNORED
         loss = self.loss_sum(inputs) / supervised
         if "pixel_values" not in inputs:
             # Text alone: the connector still takes part, with gradient zero instead of none.
@@ -154,6 +148,18 @@ class Trainer:
         # DDP and ZeRO average over processes; ours is a sum.
         self.accelerator.backward(loss * self.world)
         return loss.detach()
+
+    def _inputs(self, items: list[Item], stand_in: Encoded) -> dict[str, torch.Tensor]:
+        """The batch of ``items``; where this process has none left, an example that carries no loss.
+
+        So every process makes the same number of forward passes, and collective operations meet.
+        """
+        if items:
+            return collate(items, self.pad_id, left=False)
+        image = self.images.load(stand_in.image) if stand_in.image else {}
+        inputs = collate([(stand_in, image)], self.pad_id, left=False)
+        inputs["labels"][:] = IGNORED
+        return inputs
 
     def loss_sum(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum of the cross-entropy over supervised tokens; zero, not NaN, where there are none."""
@@ -185,10 +191,7 @@ class Trainer:
         self.model.eval()
         with torch.no_grad():
             for items in self.items(batches, examples):
-                # No collective operation in here unless weights are sharded, so an empty share may be
-                # skipped.
-                if items:
-                    total += self.loss_sum(collate(items, self.pad_id, left=False))
+                total += self.loss_sum(self._inputs(items, examples[0]))
         self.model.train()
         for prefix in self.spec.model.vision:
             _base_model(self.tuned).get_submodule(prefix).eval()

@@ -1,0 +1,306 @@
+"""A table as people read it: rows by columns, seeds merged, averages added, the best of each block marked."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from peftbench.analysis.outcomes import (
+    COORDINATES,
+    UNTUNED,
+    Estimate,
+    Outcome,
+    Status,
+    average,
+    coordinates,
+    over_seeds,
+)
+from peftbench.analysis.style import axis_title, method_title
+from peftbench.errors import UserError
+from peftbench.views import TabulateSpec
+
+AVERAGES = {"all": "Average", "seen": "Average seen", "unseen": "Average unseen"}
+NO_VALUE = "–"
+
+
+class GridCell(Struct, frozen=True, kw_only=True):
+    """One place of the table."""
+
+    status: Status
+    reason: str = ""
+    estimate: Estimate | None = None
+    higher_is_better: bool = True
+    published: float | None = None
+    best: bool = False
+    """The best of its block and column, or within the best one's interval."""
+    against_base: Literal["", "better", "worse"] = ""
+    """Whether its interval lies wholly on one side of that of the untuned base model."""
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus published."""
+        if self.estimate is None or self.published is None:
+            return None
+        return self.estimate.value - self.published
+
+
+class GridRow(Struct, frozen=True, kw_only=True):
+    """One row: its labels under the row headings, its cells, its averages."""
+
+    labels: list[str]
+    untuned: bool
+    cells: list[GridCell]
+    averages: list[GridCell]
+
+
+class Block(Struct, frozen=True, kw_only=True):
+    """Rows that are compared with each other: those of one value of the outermost axis."""
+
+    label: str
+    rows: list[GridRow]
+
+
+class Column(Struct, frozen=True, kw_only=True):
+    """A column: its heading, and a second line where there is one."""
+
+    label: str
+    note: str = ""
+    key: Any = None
+
+
+class Grid(Struct, frozen=True, kw_only=True):
+    """The whole table."""
+
+    title: str
+    headings: list[str]
+    """Of the row labels."""
+    columns: list[Column]
+    averages: list[Column]
+    blocks: list[Block]
+
+    @property
+    def rows(self) -> list[GridRow]:
+        """All rows, top to bottom."""
+        return [row for block in self.blocks for row in block.rows]
+
+    def count(self, status: Status) -> int:
+        """Cells (averages not counted) of a status."""
+        return sum(cell.status == status for row in self.rows for cell in row.cells)
+
+
+def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome]) -> Grid:
+    """Lay out the outcomes of a study as its spec says.
+
+    Raises ``UserError`` where runs that differ in more than their seed fall into one place of the table.
+    """
+    points = [coordinates(outcome.cell) for outcome in outcomes]
+    order = _value_order(points)
+    columns = sorted(
+        {point[spec.columns]: None for point in points if not _everywhere(spec, point)},
+        key=lambda value: order[spec.columns][value],
+    )
+    if not columns:  # nothing but the base model, which has no value on this axis
+        columns = [None] if points else []
+    placed: dict[tuple[Any, ...], dict[Any, list[int]]] = {}
+    for index, point in enumerate(points):
+        key = tuple(_row_value(point, axis) for axis in spec.rows)
+        row = placed.setdefault(key, {})
+        for column in columns if _everywhere(spec, point) else [point[spec.columns]]:
+            row.setdefault(column, []).append(index)
+    untuned = {
+        key: all(points[i]["method"] == UNTUNED for indices in row.values() for i in indices)
+        for key, row in placed.items()
+    }
+    keys = sorted(placed, key=lambda key: _rank(spec, key, order))
+    headings = [_column(spec, column, outcomes) for column in columns]
+    averages = _averages(spec, columns)
+    rows = []
+    for key in keys:
+        cells = [_place(spec, outcomes, placed[key].get(column, [])) for column in columns]
+        means = [_mean([cells[i] for i in chosen]) for _, chosen in averages]
+        labels = _labels(spec, key, untuned[key])
+        rows.append(GridRow(labels=labels, untuned=untuned[key], cells=cells, averages=means))
+    return Grid(
+        title=spec.title,
+        headings=[axis_title(axis) for axis in spec.rows],
+        columns=headings,
+        averages=[column for column, _ in averages],
+        blocks=_blocks(spec, keys, rows),
+    )
+
+
+def _everywhere(spec: TabulateSpec, point: dict[str, Any]) -> bool:
+    """Whether a run has no value of its own on the axis across the table: the base model on most axes."""
+    return point["method"] == UNTUNED and spec.columns not in ("model", "dataset", "method")
+
+
+def _row_value(point: dict[str, Any], axis: str) -> Any:
+    """A run's value on an axis down the table; None where it has none."""
+    if point["method"] == UNTUNED and axis not in ("model", "dataset", "method"):
+        return None
+    return point.get(axis)
+
+
+def _value_order(points: Iterable[dict[str, Any]]) -> dict[str, dict[Any, int]]:
+    """Axis -> value -> position: the order of the study's files, what is untuned first."""
+    order: dict[str, dict[Any, int]] = {}
+    for point in sorted(points, key=lambda point: point["method"] == UNTUNED):
+        for axis, value in point.items():
+            values = order.setdefault(axis, {})
+            values.setdefault(value, len(values))
+    order.get("method", {})[UNTUNED] = -1
+    return order
+
+
+def _rank(spec: TabulateSpec, key: tuple[Any, ...], order: dict[str, dict[Any, int]]) -> list[int]:
+    return [
+        -1 if value is None else order[axis][value] for axis, value in zip(spec.rows, key, strict=True)
+    ]
+
+
+def _column(spec: TabulateSpec, value: Any, outcomes: Sequence[Outcome]) -> Column:
+    note = ""
+    if spec.columns == "dataset":
+        info = next(dataset for dataset in spec.datasets if dataset.name == value)
+        counts = {o.estimate.n for o in outcomes if o.estimate and o.cell.dataset == value}
+        note = " · ".join([info.metric, *(f"n = {n}" for n in sorted(counts))])
+        note += " · seen" if info.seen else " · unseen"
+    return Column(label=_title(spec, spec.columns, value), note=note, key=value)
+
+
+def _title(spec: TabulateSpec, axis: str, value: Any) -> str:
+    """What a table says for a value of an axis."""
+    if value is None:
+        return NO_VALUE
+    if axis == "model":
+        return next((model.title for model in spec.models if model.name == value), str(value))
+    if axis == "dataset":
+        return next((dataset.label for dataset in spec.datasets if dataset.name == value), str(value))
+    return method_title(value) if axis == "method" else str(value)
+
+
+def _labels(spec: TabulateSpec, key: tuple[Any, ...], untuned: bool) -> list[str]:
+    labels = [_title(spec, axis, value) for axis, value in zip(spec.rows, key, strict=True)]
+    if untuned and "method" not in spec.rows and labels:
+        labels[key.index(None) if None in key else -1] = method_title(UNTUNED)
+    return labels
+
+
+def _averages(spec: TabulateSpec, columns: Sequence[Any]) -> list[tuple[Column, list[int]]]:
+    """The averages asked for, each with the columns that it is taken over; empty ones are left out."""
+    seen = {dataset.name: dataset.seen for dataset in spec.datasets}
+    found = []
+    for name in spec.averages:
+        if name != "all" and spec.columns != "dataset":
+            raise UserError(
+                f"config/studies/{spec.study}.yaml: averages: {name!r} needs data sets as the columns"
+            )
+        chosen = [i for i, column in enumerate(columns) if name == "all" or seen[column] == (name == "seen")]
+        if chosen:
+            found.append((Column(label=AVERAGES[name], note=f"of {len(chosen)}", key=name), chosen))
+    return found
+
+
+def _place(spec: TabulateSpec, outcomes: Sequence[Outcome], indices: Sequence[int]) -> GridCell:
+    """The runs of one place as one cell: the mean over seeds, or what went wrong with the first that has none."""
+    if not indices:
+        return GridCell(status="missing", reason="not part of the study")
+    here = [outcomes[i] for i in indices]
+    _check_seeds_only(spec, here)
+    published = next((o.published for o in here if o.published is not None), None)
+    bad = [outcome for outcome in here if outcome.estimate is None]
+    if bad:
+        bad.sort(key=lambda outcome: outcome.status)  # failed before missing
+        reason = bad[0].reason
+        if len(here) > 1:
+            reason = f"{len(bad)} of {len(here)} seeds: {reason}"
+        return GridCell(status=bad[0].status, reason=reason, published=published)
+    return GridCell(
+        status="ok",
+        estimate=over_seeds([o.estimate for o in here if o.estimate]),
+        higher_is_better=here[0].higher_is_better,
+        published=published,
+    )
+
+
+def _check_seeds_only(spec: TabulateSpec, here: Sequence[Outcome]) -> None:
+    first = coordinates(here[0].cell)
+    for outcome in here[1:]:
+        point = coordinates(outcome.cell)
+        differing = [
+            axis for axis in {*COORDINATES, *first, *point} - {"seed"} if first.get(axis) != point.get(axis)
+        ]
+        if differing:
+            axes = " and ".join(sorted(differing))
+            raise UserError(
+                f"config/studies/{spec.study}.yaml: rows: runs that differ in {axes} fall into one place of "
+                f"the table: add {axes} to rows"
+            )
+
+
+def _mean(cells: Sequence[GridCell]) -> GridCell:
+    estimates = [cell.estimate for cell in cells if cell.estimate]
+    bad = [cell for cell in cells if cell.estimate is None]
+    if bad:
+        status: Status = "failed" if any(cell.status == "failed" for cell in bad) else "missing"
+        return GridCell(status=status, reason=f"{len(bad)} of {len(cells)} values are missing")
+    if len({cell.higher_is_better for cell in cells}) > 1:
+        return GridCell(status="missing", reason="higher is better in some columns, worse in others")
+    known = [cell.published for cell in cells if cell.published is not None]
+    return GridCell(
+        status="ok",
+        estimate=average(estimates),
+        higher_is_better=cells[0].higher_is_better,
+        published=sum(known) / len(known) if len(known) == len(cells) else None,
+    )
+
+
+def _blocks(spec: TabulateSpec, keys: Sequence[tuple[Any, ...]], rows: Sequence[GridRow]) -> list[Block]:
+    """Rows grouped by the outermost axis where there are several axes; marks are set within a group."""
+    grouped: dict[Any, list[GridRow]] = {}
+    labels: dict[Any, str] = {}
+    for key, row in zip(keys, rows, strict=True):
+        outer = key[0] if len(spec.rows) > 1 else ""
+        grouped.setdefault(outer, []).append(row)
+        labels.setdefault(outer, row.labels[0] if len(spec.rows) > 1 else "")
+    return [Block(label=labels[outer], rows=_marked(block)) for outer, block in grouped.items()]
+
+
+def _marked(rows: list[GridRow]) -> list[GridRow]:
+    base = next((row for row in rows if row.untuned), None)
+    width = len(rows[0].cells)
+    columns = list(zip(*([*row.cells, *row.averages] for row in rows), strict=True))
+    marked = []
+    for place, column in enumerate(columns):
+        reference = None if base is None else [*base.cells, *base.averages][place]
+        best = _best(column)
+        marked.append([_mark(cell, best, reference) for cell in column])
+    return [
+        msgspec.structs.replace(
+            row, cells=[c[i] for c in marked[:width]], averages=[c[i] for c in marked[width:]]
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def _best(column: Sequence[GridCell]) -> Estimate | None:
+    """The best estimate of a column; None where there is nothing to compare."""
+    scored = [(cell.estimate, cell.higher_is_better) for cell in column if cell.estimate]
+    if len(scored) < 2:
+        return None
+    return max(scored, key=lambda pair: pair[0].value if pair[1] else -pair[0].value)[0]
+
+
+def _mark(cell: GridCell, best: Estimate | None, reference: GridCell | None) -> GridCell:
+    mine = cell.estimate
+    if mine is None:
+        return cell
+    tied = best is not None and (best.low <= mine.value <= best.high or mine.value == best.value)
+    side: Literal["", "better", "worse"] = ""
+    if reference is not None and reference.estimate is not None and reference is not cell:
+        if mine.low > reference.estimate.high:
+            side = "better" if cell.higher_is_better else "worse"
+        elif mine.high < reference.estimate.low:
+            side = "worse" if cell.higher_is_better else "better"
+    return msgspec.structs.replace(cell, best=tied, against_base=side)

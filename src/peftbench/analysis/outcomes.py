@@ -1,0 +1,175 @@
+"""What came of each run of a study: its score, or why there is none."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from peftbench.analysis.published import published_value
+from peftbench.errors import UserError
+from peftbench.store import RECORD, Record, read_record
+from peftbench.views import Cell, TabulateSpec
+
+UNTUNED = "base"
+"""The method of cells that hold the base model as it is, the reference of all others."""
+Z95 = 1.959963984540054
+FAILED = "failed"
+"""Key of a record's facts: one line that says why its job ended without a result."""
+COORDINATES = ("model", "dataset", "method", "connector", "location", "train_size", "seed")
+Status = Literal["ok", "failed", "missing"]
+
+
+class Estimate(Struct, frozen=True, kw_only=True):
+    """A score with its uncertainty, on the metric's own scale."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+    """Ends of the 95 % interval."""
+    n: int
+    """Test examples."""
+    seeds: int = 1
+    """Runs that it is the mean of."""
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """One cell of a study and what its files say."""
+
+    cell: Cell
+    status: Status
+    reason: str = ""
+    """Why there is no estimate; one line."""
+    estimate: Estimate | None = None
+    higher_is_better: bool = True
+    published: float | None = None
+    digest: str = ""
+    """Of the scores."""
+
+
+def coordinates(cell: Cell) -> dict[str, Any]:
+    """All coordinates of a cell by name: those that every run has, then the study's further axes."""
+    return {name: getattr(cell, name) for name in COORDINATES} | dict(cell.axes)
+
+
+def read_outcomes(spec: TabulateSpec, results: Path) -> list[Outcome]:
+    """What came of each cell, in the order of the spec. A run without scores is said so, never left out."""
+    stands_for = {dataset.name: dataset.stands_for for dataset in spec.datasets}
+    return [
+        _read(cell, results, published_value(spec, coordinates(cell), stands_for)) for cell in spec.cells
+    ]
+
+
+def _read(cell: Cell, results: Path, published: float | None) -> Outcome:
+    scores = results / cell.scores
+    stages = (("training", scores.parent.parent), ("prediction", scores.parent), ("scoring", scores))
+    try:
+        records = {stage: _record_or_none(folder) for stage, folder in stages}
+    except UserError as error:
+        return Outcome(cell=cell, status="missing", reason=str(error), published=published)
+    for stage, record in records.items():
+        if record is not None and record.facts.get(FAILED):
+            reason = f"{stage} failed: {_line(record.facts[FAILED])}"
+            return Outcome(cell=cell, status="failed", reason=reason, published=published)
+    record = records["scoring"]
+    if record is None:
+        gone = [stage for stage in records if records[stage] is None]
+        if cell.method == UNTUNED:
+            gone.remove("training")  # the base model's folder holds predictions only
+        reason = f"no result of {' and '.join(gone)}"
+        return Outcome(cell=cell, status="missing", reason=reason, published=published)
+    facts = record.facts
+    estimate = _estimate(facts)
+    if estimate is None:
+        reason = "scoring failed: the record holds no finite score"
+        return Outcome(
+            cell=cell, status="failed", reason=reason, published=published, digest=record.digest
+        )
+    return Outcome(
+        cell=cell,
+        status="ok",
+        estimate=estimate,
+        higher_is_better=bool(facts.get("higher_is_better", True)),
+        published=published,
+        digest=record.digest,
+    )
+
+
+def _record_or_none(folder: Path) -> Record | None:
+    path = folder / RECORD
+    return read_record(path) if path.exists() else None
+
+
+def _estimate(facts: Mapping[str, Any]) -> Estimate | None:
+    value, stderr, interval = facts.get("value"), facts.get("stderr"), facts.get("interval")
+    if not _finite(value):
+        return None
+    if not _finite(stderr):
+        stderr = 0.0
+    if not (isinstance(interval, Sequence) and len(interval) == 2 and all(map(_finite, interval))):
+        interval = [value - Z95 * stderr, value + Z95 * stderr]
+    low, high = float(interval[0]), float(interval[1])
+    return Estimate(
+        value=float(value), stderr=float(stderr), low=low, high=high, n=int(facts.get("n", 0))
+    )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _line(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """One estimate for runs that differ in their seed only.
+
+    The runs answer the same test examples, so the sampling error of the examples does not shrink with more
+    seeds, while the spread between seeds does: ``stderr**2 = mean(stderr_i**2) + var(value_i) / seeds``.
+    """
+    if len(estimates) == 1:
+        return estimates[0]
+    value = statistics.fmean(estimate.value for estimate in estimates)
+    items = statistics.fmean(estimate.stderr**2 for estimate in estimates)
+    spread = statistics.variance(estimate.value for estimate in estimates)
+    stderr = math.sqrt(items + spread / len(estimates))
+    return Estimate(
+        value=value,
+        stderr=stderr,
+        low=value - Z95 * stderr,
+        high=value + Z95 * stderr,
+        n=min(estimate.n for estimate in estimates),
+        seeds=sum(estimate.seeds for estimate in estimates),
+    )
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """Unweighted mean over data sets, whose test examples are independent: errors add in squares."""
+    value = statistics.fmean(estimate.value for estimate in estimates)
+    stderr = math.sqrt(sum(estimate.stderr**2 for estimate in estimates)) / len(estimates)
+    return Estimate(
+        value=value,
+        stderr=stderr,
+        low=value - Z95 * stderr,
+        high=value + Z95 * stderr,
+        n=sum(estimate.n for estimate in estimates),
+        seeds=min(estimate.seeds for estimate in estimates),
+    )
+
+
+def varying_axes(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[str]:
+    """Those of ``axes`` that tell apart runs of one model, data set and method.
+
+    An axis that only follows from the method (its default location) does not.
+    """
+    seen: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    varying: set[str] = set()
+    for row in rows:
+        key = (row["model"], row["dataset"], row["method"])
+        first = seen.setdefault(key, row)
+        varying.update(axis for axis in axes if row.get(axis) != first.get(axis))
+    return [axis for axis in axes if axis in varying]

@@ -1,0 +1,159 @@
+"""The ``peftbench`` command: what the workflow knows, without running it."""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from peftbench.config import Settings
+from peftbench.errors import UserError
+from peftbench.graph import Job, Plan
+from peftbench.stages import RULES
+from peftbench.store import atomic_text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit status. A ``UserError`` becomes one line and status 1."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="peftbench", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    runs = commands.add_parser("runs", help="list the runs of studies, with digests and state")
+    _project_options(runs)
+    runs.add_argument("studies", nargs="*", metavar="STUDY", help="default: those of config/config.yaml")
+    runs.add_argument("--json", action="store_true", help="one JSON object per line")
+    runs.set_defaults(run=_runs)
+
+    ticket = commands.add_parser("ticket", help="write a job's ticket and print the command that runs it")
+    _project_options(ticket)
+    ticket.add_argument("digest", metavar="RESULT", help="a digest, or the path of a result that ends in one")
+    ticket.set_defaults(run=_ticket)
+
+    schema = commands.add_parser("schema", help="check or write what is made from the configuration's types")
+    schema.add_argument("--root", type=Path, default=Path(), help="the project's folder")
+    schema.add_argument(
+        "--write", action="store_true", help="write config/schema/*.json and config/README.md"
+    )
+    schema.set_defaults(run=_schema)
+
+    if importlib.util.find_spec("peftbench.score_cli") is not None:
+        importlib.import_module("peftbench.score_cli").add_parser(commands)
+    return parser
+
+
+def _project_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, default=Path(), help="the project's folder (default: here)")
+    parser.add_argument("--configfile", type=Path, nargs="*", default=[], help="overlays, as for snakemake")
+
+
+def _plan(arguments: argparse.Namespace, studies: list[str]) -> Plan:
+    plan = Plan(Settings.from_files(arguments.root.resolve(), arguments.configfile))
+    for name in studies or plan.main.studies:
+        plan.study(name)
+    return plan
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    """One line per unique run: state, training digest, score digest, label."""
+    plan = _plan(arguments, arguments.studies)
+    results = arguments.root / plan.results
+    seen: set[str] = set()
+    for name in arguments.studies or plan.main.studies:
+        study = plan.study(name)
+        for run, score in zip(study.runs, study.scores, strict=True):
+            if score.digest in seen:
+                continue
+            seen.add(score.digest)
+            predictions = score.inputs["predictions"]
+            train = predictions.inputs.get("run")
+            row = {
+                "state": _state(results, score, predictions, train),
+                "run": train.digest if train else "-",
+                "score": score.digest,
+                "model": run.model,
+                "dataset": run.dataset,
+                "method": run.method,
+                "connector": run.connector,
+                "location": run.location,
+                "train_size": run.train_size,
+                "seed": run.seed,
+                **run.axes,
+            }
+            print(json.dumps(row) if arguments.json else "  ".join(_column(key, row[key]) for key in row))
+    if not arguments.json:
+        print(f"{len(seen)} runs", file=sys.stderr)
+    return 0
+
+
+_WIDTHS = {"state": 9, "run": 16, "model": 14, "dataset": 18, "method": 8, "connector": 6, "location": 4}
+
+
+def _column(key: str, value: Any) -> str:
+    return (
+        f"{value!s:{_WIDTHS.get(key, 0)}}".rstrip() if key == "seed" else f"{value!s:{_WIDTHS.get(key, 1)}}"
+    )
+
+
+def _state(results: Path, score: Job, predictions: Job, train: Job | None) -> str:
+    """How far a run has come: scored, predicted, trained or planned."""
+    if (results / score.record).exists():
+        return "scored"
+    if (results / predictions.record).exists():
+        return "predicted"
+    return "trained" if train and (results / train.record).exists() else "planned"
+
+
+def _ticket(arguments: argparse.Namespace) -> int:
+    """Write the ticket of one job and print its command line."""
+    plan = _plan(arguments, [])
+    for name in plan.settings.names("study"):
+        plan.study(name)
+    path = Path(arguments.digest)
+    named = path.parent if path.name == "record.json" else path
+    job = plan.job(named.name.rpartition("-")[2])
+    file = Path(plan.ticket_file(job))
+    atomic_text(file, job.ticket)
+    words = [f"python {arguments.root / 'workflow/scripts' / RULES[job.stage]}.py --ticket {file}"]
+    if job.stage not in ("tabulate", "plot", "report"):
+        if job.inputs:
+            words.append("--inputs " + " ".join(f"{plan.results}/{i.record}" for i in job.inputs.values()))
+        words.append(f"--output {plan.results}/{job.record}")
+    else:
+        words.append(f"--output {plan.results}/{job.directory}/{job.label}-{job.digest}.json")
+    words.append(f"--execution '{plan.execution(job)}'")
+    print(" \\\n  ".join(words))
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    """Write the generated files, or name those that have drifted."""
+    from peftbench import schema
+
+    if arguments.write:
+        for path in schema.write(arguments.root):
+            print(path)
+        return 0
+    stale = schema.drifted(arguments.root)
+    for path in stale:
+        print(f"{path} is not up to date: run 'peftbench schema --write'", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
