@@ -1,3 +1,4 @@
+import json
 import math
 
 import msgspec
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftbench.canonical import canonical_json, digest, digest_of_text, identity_text
-from peftbench.spec import Optim, SubsetSpec, decode_spec
+from peftbench.spec import SPECS, Optim, SubsetSpec
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -32,11 +33,6 @@ def test_order_of_keys_does_not_count(value, data):
 @given(plain)
 def test_canonical_json_survives_a_round_trip(value):
     text = canonical_json(value)
-    assert (
-        canonical_json(msgspec.json.decode(text.encode())) == text or "e" in text
-    )  # msgspec may turn 1e16 to int
-    import json
-
     assert canonical_json(json.loads(text)) == text
 
 
@@ -83,10 +79,10 @@ def test_a_digest_stays_what_it_is():
     assert (
         digest(SubsetSpec(size=1000, seed=42))
         == digest_of_text('{"seed":42,"size":1000}')
-        == "ed91a44d5ce59bb4"
+        == "7e4ad91261e73b53"
     )
 
 
 def test_unknown_fields_of_a_spec_are_refused():
     with pytest.raises(msgspec.ValidationError, match="unknown field `sede`"):
-        decode_spec("subset", {"size": "full", "seed": 1, "sede": 2})
+        msgspec.convert({"size": "full", "seed": 1, "sede": 2}, SPECS["subset"])

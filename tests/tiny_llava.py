@@ -114,6 +114,9 @@ def build(
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(3.0)
+        model.lm_head.weight.mul_(
+            4.0
+        )  # frozen in every run: small logits would bound how far a loss can fall
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     processor = LlavaProcessor(

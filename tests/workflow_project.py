@@ -1,7 +1,7 @@
 """A copy of the project in a temporary folder, with small studies and stages that cost nothing.
 
-The Snakefile, the rules, the scripts and the workflow core are the real ones; only the functions that would train,
-generate or draw are replaced, so that what decides about running is exactly what decides in use.
+The Snakefile, the rules, the scripts and the workflow core are the real ones; only the functions that would
+train, generate or draw are replaced, so that what decides about running is exactly what decides in use.
 """
 
 import os
@@ -60,7 +60,8 @@ FAKES = {
         from peftbench.store import atomic_text, read_record
 
         def tabulate_study(spec, results, out_dir):
-            values = [read_record(results / cell.scores / "record.json").facts["value"] for cell in spec.cells]
+            records = [read_record(results / cell.scores / "record.json") for cell in spec.cells]
+            values = [record.facts["value"] for record in records]
             for suffix in ("csv", "md", "html"):
                 atomic_text(out_dir / f"{spec.study}.{suffix}", f"{len(values)} cells")
             return {}

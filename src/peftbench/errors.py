@@ -17,7 +17,7 @@ class UserError(Exception):
 def did_you_mean(name: Any, valid: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the nearest valid name, else the list of them where it is short."""
     names = sorted(valid)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; there is {', '.join(names)}" if 0 < len(names) <= 24 else ""

@@ -231,8 +231,9 @@ def open_ticket(stage: str, text: str) -> tuple[Ticket, Spec]:
     except ValueError as error:
         raise UserError(f"--ticket: not a ticket: {error}") from None
     if ticket.stage != stage:
+        wanted = RULES.get(ticket.stage, "no script")
         raise UserError(
-            f"--ticket: this is a {ticket.stage} ticket, the script makes {stage}: use {RULES[stage]}.py"
+            f"--ticket: this script makes {stage}, the ticket is for {ticket.stage}: use {wanted}.py"
         )
     try:
         spec = msgspec.convert(ticket.spec, {**SPECS, **VIEWS}[stage])

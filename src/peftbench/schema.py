@@ -1,7 +1,7 @@
 """JSON schemas and key tables of the configuration files, made from ``peftbench.config_types``.
 
-The text of a key is the string below its field. ``peftbench schema --write`` writes ``config/schema/*.json`` and
-the tables in ``config/README.md``; a test fails when they have drifted.
+The text of a key is the string below its field. ``peftbench schema --write`` writes ``config/schema/*.json``
+and the tables in ``config/README.md``; a test fails when they have drifted.
 """
 
 import ast

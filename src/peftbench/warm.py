@@ -32,7 +32,19 @@ from peftbench.spec import Execution
 FINGERPRINT_EXEMPT = "carries jobs; does not compute results"
 OFF = "PEFTBENCH_WORKER"
 """Environment variable: ``none`` keeps a script in its own process."""
-IMPORT_TIME = ("HF_", "TRANSFORMERS_", "TORCH", "PYTORCH", "CUDA", "OMP_", "MKL_", "LD_", "PYTHON", "DS_")
+IMPORT_TIME = (
+    "HF_",
+    "TRANSFORMERS_",
+    "TORCH",
+    "PYTORCH",
+    "CUDA",
+    "OMP_",
+    "MKL_",
+    "LD_",
+    "PYTHON",
+    "DS_",
+    "PEFTBENCH_WORKER_",
+)
 """Prefixes of variables that libraries read when imported: clients that differ there share no server."""
 SERVER = Path(__file__).with_name("warm_server.py")
 START_SECONDS = 120.0

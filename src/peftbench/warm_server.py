@@ -27,7 +27,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-MODULES = (
+MODULES: tuple[str, ...] = (
     "torch",
     "transformers",
     "transformers.models.llava.modeling_llava",
@@ -44,6 +44,8 @@ MODULES = (
     "jinja2.sandbox",
     "PIL.PngImagePlugin",
 )
+if "PEFTBENCH_WORKER_MODULES" in os.environ:
+    MODULES = tuple(os.environ["PEFTBENCH_WORKER_MODULES"].split())
 IDLE_SECONDS = float(os.environ.get("PEFTBENCH_WORKER_IDLE", "20"))
 GRACE_SECONDS = 5.0
 """Between SIGTERM and SIGKILL for a job whose client is gone."""

@@ -8,7 +8,6 @@ from msgspec import Struct
 
 from peftbench.analysis.outcomes import (
     COORDINATES,
-    UNTUNED,
     Estimate,
     Outcome,
     Status,
@@ -16,7 +15,7 @@ from peftbench.analysis.outcomes import (
     coordinates,
     over_seeds,
 )
-from peftbench.analysis.style import axis_title, method_title
+from peftbench.analysis.style import UNTUNED, axis_title, method_title
 from peftbench.errors import UserError
 from peftbench.views import TabulateSpec
 

@@ -9,12 +9,11 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from peftbench.analysis.published import published_value
+from peftbench.analysis.style import UNTUNED
 from peftbench.errors import UserError
 from peftbench.store import RECORD, Record, read_record
 from peftbench.views import Cell, TabulateSpec
 
-UNTUNED = "base"
-"""The method of cells that hold the base model as it is, the reference of all others."""
 Z95 = 1.959963984540054
 FAILED = "failed"
 """Key of a record's facts: one line that says why its job ended without a result."""
@@ -79,7 +78,7 @@ def _read(cell: Cell, results: Path, published: float | None) -> Outcome:
         gone = [stage for stage in records if records[stage] is None]
         if cell.method == UNTUNED:
             gone.remove("training")  # the base model's folder holds predictions only
-        reason = f"no result of {' and '.join(gone)}"
+        reason = f"no result of {' or '.join(gone)}"
         return Outcome(cell=cell, status="missing", reason=reason, published=published)
     facts = record.facts
     estimate = _estimate(facts)

@@ -3,6 +3,9 @@
 import importlib
 from typing import Any
 
+UNTUNED = "base"
+"""The method of cells that hold the base model as it is, the reference of all others."""
+UNTUNED_TITLE = "untuned base"
 AXIS_TITLES = {"train_size": "Training examples", "dataset": "Data set"}
 
 INK, MUTED, RULE, SURFACE = "#1c2024", "#646b75", "#dfe2e7", "#ffffff"
@@ -17,7 +20,7 @@ DASHES = ("", "5 3", "1.5 2.5", "8 3 1.5 3")
 
 def method_title(name: str) -> str:
     """What people call a method: ``TITLE`` of its module, else its name."""
-    return str(getattr(_module(name), "TITLE", name))
+    return UNTUNED_TITLE if name == UNTUNED else str(getattr(_module(name), "TITLE", name))
 
 
 def method_summary(name: str) -> str:

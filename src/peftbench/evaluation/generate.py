@@ -63,7 +63,7 @@ def generate_predictions(
     torch.set_num_threads(execution.threads)
     base = load_base(base_dir, spec.precision, pick_device(execution.device))
     torch.manual_seed(0)  # attach draws values that restore overwrites
-    model, merged = _tuned_model(spec, base, run_dir)
+    merged = _tune(spec, base, run_dir)
     examples = read_examples(data_dir, "test")
     if not examples:
         raise UserError(f"{data_dir}: the test split is empty")
@@ -72,15 +72,8 @@ def generate_predictions(
     prompts = encode(base, images, spec.model, spec.prompt, examples, None, answers=False)
 
     start = time.monotonic()
-    answers = greedy(
-        model,
-        base,
-        images,
-        prompts,
-        spec.decoding.max_new_tokens,
-        spec.decoding.batch_size,
-        spec.precision == "bf16",
-    )
+    autocast = spec.precision == "bf16"
+    answers = greedy(base, images, prompts, spec.decoding.max_new_tokens, spec.decoding.batch_size, autocast)
     seconds = time.monotonic() - start
     table = pa.table(
         {
@@ -109,23 +102,24 @@ def generate_predictions(
     }
 
 
-def _tuned_model(spec: PredictSpec, base: Base, run_dir: Path | None) -> tuple[Any, bool]:
-    """The model to generate with, and whether the method was merged into it."""
+def _tune(spec: PredictSpec, base: Base, run_dir: Path | None) -> bool:
+    """Put the run's weights into ``base``, in place; whether the method was merged."""
     if run_dir is None:
         # The untuned model: whatever the spec says about a connector, there are no weights to load.
         untuned = msgspec.structs.replace(
             spec, method="base", settings={}, connector="frozen", location="default"
         )
-        return attach(base, untuned).model.eval(), False
+        attach(base, untuned)
+        return False
     tuned = attach(base, spec)
     restore(tuned, run_dir)
-    merge = tuned.method.MERGEABLE and spec.merge == "auto" and spec.precision == "fp32"
-    model = tuned.model.merge_and_unload() if merge else tuned.model
-    return model.eval(), merge
+    merge = bool(tuned.method.MERGEABLE) and spec.merge == "auto" and spec.precision == "fp32"
+    if merge:
+        tuned.model.merge_and_unload()
+    return merge
 
 
 def greedy(
-    model: Any,
     base: Base,
     images: Images,
     prompts: Sequence[Encoded],
@@ -133,13 +127,18 @@ def greedy(
     batch_size: int,
     autocast: bool = False,
 ) -> list[Answer]:
-    """Greedy answers to encoded prompts, in their order, by ``transformers``' generation with a cache."""
+    """Greedy answers to encoded prompts, in their order, by ``transformers``' generation with a cache.
+
+    ``base`` holds whatever was applied to its model: peft puts its layers into the model itself.
+    """
     import torch
     from transformers import GenerationConfig
 
     ends = end_tokens(base)
-    # A configuration of our own: those of the hub bring temperatures and penalties.
-    config = GenerationConfig(
+    model, own_config = base.model.eval(), base.model.generation_config
+    # generate() fills what a configuration leaves open from the model's own, and those of the hub bring
+    # temperatures and penalties.
+    model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
@@ -147,22 +146,26 @@ def greedy(
         pad_token_id=base.pad_token_id,
         use_cache=True,
     )
-    device = next(base.model.parameters()).device
+    device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
     answers: dict[int, Answer] = {}
     progress = Progress("predict", len(prompts))
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            items = [(prompts[i], images.load(prompts[i].image) if prompts[i].image else {}) for i in rows]
-            inputs = collate(items, base.pad_token_id, left=True)
-            del inputs["labels"]
-            width = inputs["input_ids"].shape[1]
-            moved = {key: value.to(device) for key, value in inputs.items()}
-            output = model.generate(**moved, generation_config=config)[:, width:].tolist()
-            for i, ids in zip(rows, output, strict=True):
-                answers[i] = decode(base, ids, ends)
-            progress.step(len(answers))
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                items = [
+                    (prompts[i], images.load(prompts[i].image) if prompts[i].image else {}) for i in rows
+                ]
+                inputs = collate(items, base.pad_token_id, left=True)
+                del inputs["labels"]
+                width = inputs["input_ids"].shape[1]
+                output = model.generate(**{key: value.to(device) for key, value in inputs.items()})
+                for i, ids in zip(rows, output[:, width:].tolist(), strict=True):
+                    answers[i] = decode(base, ids, ends)
+                progress.step(len(answers))
+    finally:
+        model.generation_config = own_config
     return [answers[i] for i in range(len(prompts))]
 
 

@@ -19,12 +19,13 @@ _Array = np.ndarray
 
 
 @njit(cache=True)
-def _grow_words(hashes: _Array, count: int) -> _Array:
+def word_slots(hashes: _Array, known: int, room: int) -> _Array:
+    """Open-addressing table of the first ``known`` words, with place for ``room``: a power of two of int32."""
     size = 1
-    while size < 4 * (count + 1):
+    while size < room:
         size *= 2
     slots = np.full(size, EMPTY, np.int32)
-    for word in range(count):
+    for word in range(known):
         place = np.int64(hashes[word]) & (size - 1)
         while slots[place] != EMPTY:
             place = (place + 1) & (size - 1)
@@ -85,7 +86,7 @@ def intern_words(
             word = slots[slot]
         if word == EMPTY:
             begin = ends[known - 1] if known > 0 else 0
-            if known >= len(ends) or begin + place - start > len(words) or 2 * known > mask:
+            if known >= len(ends) or begin + place - start > len(words):
                 return written, line, -1
             for offset in range(place - start):
                 words[begin + offset] = data[start + offset]
@@ -353,5 +354,3 @@ def score_candidates(
                 correct[image, order] += min(own_counts[slot], most[slot])
     return cider, correct, words_of
 
-
-grow_words = _grow_words

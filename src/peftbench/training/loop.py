@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from peftbench.models.load import load_base, pick_device
 from peftbench.store import partial_directory
 from peftbench.training.adapt import attach, save
 from peftbench.training.batches import IGNORED, Encoded, Item, collate, derived_seed, encode, global_batches
+from peftbench.training.distributed import make_accelerator
 from peftbench.training.features import cache_folder, open_images
 from peftbench.training.optimizer import lr_factor, make_optimizer, set_learning_rates, warmup_steps
 from peftbench.training.progress import Progress
@@ -58,7 +58,7 @@ class Trainer:
     ) -> None:
         self.spec, self.tuned, self.images, self.pad_id = spec, tuned, images, pad_id
         self.workers = execution.workers
-        self.accelerator = _accelerator(spec, execution, zero_stage)
+        self.accelerator = make_accelerator(spec, execution, zero_stage)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         share = math.ceil(spec.global_batch / self.world)
         self.micro_batch = min(execution.micro_batch or share, share)
@@ -351,42 +351,6 @@ class _Log:
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
             self.file.close()
-
-
-def _accelerator(spec: TrainSpec, execution: Execution, zero_stage: int) -> Any:
-    """The accelerator of this process. A ZeRO stage above 0 needs a distributed launch (torchrun)."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # Its state is shared by all accelerators of a process; a run before this one must not leak into it.
-    AcceleratorState._reset_state()
-    plugin = None
-    if zero_stage:
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-            raise UserError(
-                f"ZeRO stage {zero_stage} splits state over processes: start at least two with torchrun"
-            )
-        plugin = _zero_plugin(spec, zero_stage)
-    return Accelerator(cpu=pick_device(execution.device).type == "cpu", deepspeed_plugin=plugin)
-
-
-def _zero_plugin(spec: TrainSpec, stage: int) -> Any:
-    """DeepSpeed as a partitioner of optimizer state; batches, schedule and precision stay the loop's."""
-    import deepspeed.ops
-    from accelerate import DeepSpeedPlugin
-
-    # Its shared-memory collectives for CPUs are compiled at first use (minutes, a compiler); gloo does
-    # without.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    config = {
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": spec.optim.max_grad_norm or 0.0,
-    }
-    return DeepSpeedPlugin(hf_ds_config=config)
 
 
 def _base_model(tuned: Tuned) -> Any:

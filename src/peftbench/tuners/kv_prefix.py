@@ -121,7 +121,7 @@ class KVPrefixConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType[NAME]
         if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
+            self.target_modules = set(self.target_modules)  # type: ignore[assignment]
 
 
 class KVPrefixLayer(nn.Module, BaseTunerLayer):
@@ -252,11 +252,14 @@ class KVPrefixModel(BaseTuner):
             layer.kv_prefix_v[adapter_name].requires_grad_(False)
 
         def project(*_: Any) -> None:
+            # Once per forward pass of the whole model, before its first layer.
             for layer, (keys, values) in zip(layers, projection().unbind(0), strict=True):
                 layer.projected[adapter_name] = (keys, values)
 
         # On the language model: peft calls the outer model's forward directly, past its hooks.
-        decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+        decoder: Any = model
+        if hasattr(model, "get_decoder"):
+            decoder = model.get_decoder()  # type: ignore[operator]
         self._projection_hook = decoder.register_forward_pre_hook(project)
 
     def _layers(self) -> list[KVPrefixLayer]:

@@ -1,0 +1,133 @@
+"""What the figure of a study shows, without how it is drawn: panels of dots read from the long table."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from peftbench.analysis.outcomes import COORDINATES, Estimate, average, over_seeds, varying_axes
+from peftbench.analysis.style import UNTUNED, variant_title
+from peftbench.analysis.table import MEASURED
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Row = dict[str, Any]
+
+
+class Dot(Struct, frozen=True, kw_only=True):
+    """One method in one variant; without an estimate where its run has none."""
+
+    method: str
+    variant: str
+    status: str
+    estimate: Estimate | None = None
+
+
+class Panel(Struct, frozen=True, kw_only=True):
+    """One data set (or the average) of one model."""
+
+    model: str
+    title: str
+    note: str
+    dots: list[Dot]
+    base: Estimate | None = None
+    average: bool = False
+
+
+class Figure(Struct, frozen=True, kw_only=True):
+    """All panels, model by model, with what the methods and their variants are called."""
+
+    methods: list[str]
+    """Names; their titles are for whoever draws."""
+    variants: list[str]
+    models: list[str]
+    panels: list[Panel]
+
+
+def figure_data(frame: "pl.DataFrame") -> Figure:
+    """Panels for each model: the average over the data sets where there are several, then each data set."""
+    rows: list[Row] = frame.to_dicts()
+    tuned = [row for row in rows if row["method"] != UNTUNED]
+    further = [name for name in frame.columns if name not in COORDINATES and name not in MEASURED]
+    axes = varying_axes(tuned, ["connector", "location", "train_size", *further])
+    for row in rows:
+        row["variant"] = variant_title({axis: row[axis] for axis in axes if row[axis] is not None})
+    methods = _distinct(row["method"] for row in tuned)
+    variants = _distinct(row["variant"] for row in tuned)
+    models = _distinct(row["model"] for row in rows)
+    panels = []
+    for model in models:
+        mine = [row for row in rows if row["model"] == model]
+        sets = _distinct(row["dataset"] for row in mine)
+        single = [
+            _panel([row for row in mine if row["dataset"] == name], methods, variants) for name in sets
+        ]
+        if len(single) > 1 and len({row["higher_is_better"] for row in mine}) == 1:
+            panels.append(_average_panel(single))
+        panels.extend(single)
+    titles = {row["model"]: row["model_title"] for row in rows}
+    return Figure(
+        methods=methods, variants=variants, models=[titles[model] for model in models], panels=panels
+    )
+
+
+def _distinct(values: Any) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _panel(rows: Sequence[Row], methods: Sequence[str], variants: Sequence[str]) -> Panel:
+    dots = []
+    for method in methods:
+        for variant in variants:
+            here = [row for row in rows if row["method"] == method and row["variant"] == variant]
+            if here:
+                dots.append(_dot(method, variant, here))
+    base = [estimate for row in rows if row["method"] == UNTUNED and (estimate := _estimate(row))]
+    first = rows[0]
+    counts = sorted({row["n"] for row in rows if row["n"] is not None})
+    note = ", ".join([first["metric"], *(f"n = {n}" for n in counts)])
+    if not first["higher_is_better"]:
+        note += ", lower is better"
+    return Panel(
+        model=first["model_title"],
+        title=first["dataset_label"],
+        note=note,
+        dots=dots,
+        base=over_seeds(base) if base else None,
+    )
+
+
+def _dot(method: str, variant: str, rows: Sequence[Row]) -> Dot:
+    bad = sorted({row["status"] for row in rows} - {"ok"})
+    estimates = [estimate for row in rows if (estimate := _estimate(row))]
+    if bad or not estimates:
+        return Dot(method=method, variant=variant, status=bad[0] if bad else "missing")
+    return Dot(method=method, variant=variant, status="ok", estimate=over_seeds(estimates))
+
+
+def _estimate(row: Row) -> Estimate | None:
+    if row["value"] is None:
+        return None
+    return Estimate(**{name: row[name] for name in ("value", "stderr", "low", "high", "n")})
+
+
+def _average_panel(panels: Sequence[Panel]) -> Panel:
+    dots = []
+    for key in dict.fromkeys((dot.method, dot.variant) for panel in panels for dot in panel.dots):
+        found = [dot for panel in panels for dot in panel.dots if (dot.method, dot.variant) == key]
+        estimates = [dot.estimate for dot in found if dot.estimate]
+        if len(estimates) == len(panels):
+            dots.append(Dot(method=key[0], variant=key[1], status="ok", estimate=average(estimates)))
+        else:
+            status = next((dot.status for dot in found if dot.status != "ok"), "missing")
+            dots.append(Dot(method=key[0], variant=key[1], status=status))
+    bases = [panel.base for panel in panels if panel.base]
+    return Panel(
+        model=panels[0].model,
+        title="Average",
+        note=f"of {len(panels)} data sets",
+        dots=dots,
+        base=average(bases) if len(bases) == len(panels) else None,
+        average=True,
+    )

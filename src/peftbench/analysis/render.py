@@ -1,0 +1,202 @@
+"""A grid as Markdown, LaTeX and HTML. All say the same: value ± standard error, best marked, failures named."""
+
+from pathlib import Path
+
+from markupsafe import Markup
+
+from peftbench.analysis.grid import NO_VALUE, Grid, GridCell, GridRow
+
+FINGERPRINT_FILES = ("table.html.jinja", "table.css")
+FOLDER = Path(__file__).parent
+SIDES = {"better": "▲", "worse": "▼", "": ""}
+LEGEND = (
+    "Value ± standard error over the test examples. Bold: the best of its block, and all values inside the best "
+    "one's 95 % interval."
+)
+LEGEND_SEEDS = "Values are means over seeds; their error holds the spread between seeds too."
+LEGEND_BASE = (
+    "▲ / ▼: better / worse than the untuned base, with 95 % intervals that do not overlap. "
+)
+LEGEND_PAPER = "Below: the published value and ours minus it."
+
+
+def legend(grid: Grid) -> str:
+    """What a reader has to know to read this table."""
+    cells = [cell for row in grid.rows for cell in row.cells]
+    parts = [LEGEND]
+    if any(row.untuned for row in grid.rows):
+        parts.append(LEGEND_BASE.strip())
+    if any(cell.estimate and cell.estimate.seeds > 1 for cell in cells):
+        parts.append(LEGEND_SEEDS)
+    if any(cell.published is not None for cell in cells):
+        parts.append(LEGEND_PAPER)
+    return " ".join(parts)
+
+
+def problems(grid: Grid) -> list[str]:
+    """One line for each cell without a value: where it is and why."""
+    return [
+        f"{' / '.join(row.labels)}, {column.label}: {cell.status}: {cell.reason}"
+        for row in grid.rows
+        for column, cell in zip(grid.columns, row.cells, strict=True)
+        if cell.status != "ok"
+    ]
+
+
+def number(value: float, signed: bool = False) -> str:
+    """One decimal, with a true minus sign; "0.0" has no sign."""
+    text = f"{value:+.1f}" if signed else f"{value:.1f}"
+    if float(text) == 0:
+        text = "±0.0" if signed else "0.0"
+    return text.replace("-", "−")
+
+
+def to_markdown(grid: Grid) -> str:
+    """A pipe table with the legend and the reasons of failures below it."""
+    heads = [*grid.headings, *(c.label for c in grid.columns), *(c.label for c in grid.averages)]
+    lines = [f"# {_md(grid.title)}", "", _md_row(map(_md, heads))]
+    align = [":--"] * len(grid.headings) + ["--:"] * (len(heads) - len(grid.headings))
+    lines.append(_md_row(align))
+    for row in grid.rows:
+        cells = [*map(_md_cell, row.cells), *(_md_cell(c, NO_VALUE) for c in row.averages)]
+        lines.append(_md_row([*map(_md, row.labels), *cells]))
+    notes = [column.label + ": " + column.note for column in grid.columns if column.note]
+    lines += ["", legend(grid)]
+    if notes:
+        lines += ["", "Columns: " + "; ".join(map(_md, notes)) + "."]
+    if found := problems(grid):
+        lines += ["", "Without a value:", "", *(f"- {_md(line)}" for line in found)]
+    return "\n".join(lines) + "\n"
+
+
+def _md_row(cells: object) -> str:
+    return "| " + " | ".join(cells) + " |"  # type: ignore[call-overload,no-any-return]
+
+
+def _md_cell(cell: GridCell, without: str = "") -> str:
+    if cell.estimate is None:
+        return without or cell.status
+    text = number(cell.estimate.value)
+    if cell.best:
+        text = f"**{text}**"
+    text += f" ± {number(cell.estimate.stderr)}"
+    if cell.against_base:
+        text += f" {SIDES[cell.against_base]}"
+    if cell.published is not None and cell.difference is not None:
+        text += f" (paper {number(cell.published)}, {number(cell.difference, signed=True)})"
+    return text
+
+
+def _md(text: str) -> str:
+    for character in "\\`*_|<>[]":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": r"$-$",
+    "±": r"$\pm$",
+    "–": "--",
+    "▲": r"$\blacktriangle$",
+    "▼": r"$\blacktriangledown$",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
+
+
+def to_latex(grid: Grid) -> str:
+    """A ``table`` with booktabs rules; needs the packages booktabs and amssymb."""
+    heads = [*grid.headings, *(c.label for c in grid.columns), *(c.label for c in grid.averages)]
+    spec = "l" * len(grid.headings) + "r" * (len(heads) - len(grid.headings))
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(grid.title)}. {_tex(legend(grid))}}}"]
+    lines += [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", " & ".join(map(_tex, heads)) + r" \\"]
+    for block in grid.blocks:
+        lines.append(r"\midrule")
+        for row in block.rows:
+            cells = [*map(_tex_cell, row.cells), *(_tex_cell(c, _tex(NO_VALUE)) for c in row.averages)]
+            lines.append(" & ".join([*map(_tex, row.labels), *cells]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _tex_cell(cell: GridCell, without: str = "") -> str:
+    if cell.estimate is None:
+        return without or rf"\textit{{{cell.status}}}"
+    text = _tex(number(cell.estimate.value))
+    if cell.best:
+        text = rf"\textbf{{{text}}}"
+    text += rf"\,{{\scriptsize$\pm$\,{_tex(number(cell.estimate.stderr))}}}"
+    if cell.against_base:
+        text += rf"\,{{\tiny {_tex(SIDES[cell.against_base])}}}"
+    if cell.published is not None and cell.difference is not None:
+        beside = f"{number(cell.published)}, {number(cell.difference, signed=True)}"
+        text += rf" {{\scriptsize ({_tex(beside)})}}"
+    return text
+
+
+def to_html(grid: Grid) -> Markup:
+    """The table alone, to stand in a page that has ``table_css``."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(number=number, sides=SIDES, tooltip=_tooltip, nothing=NO_VALUE)
+    template = environment.get_template("table.html.jinja")
+    merged = [_merged(block.rows) for block in grid.blocks]
+    return Markup(template.render(grid=grid, merged=merged, legend=legend(grid), problems=problems(grid)))
+
+
+def _merged(rows: list[GridRow]) -> list[list[tuple[str, int]]]:
+    """Per row its label cells (text, rows spanned) after the outermost; equal neighbours become one cell."""
+    skip = 1 if len(rows[0].labels) > 1 else 0
+    found: list[list[tuple[str, int]]] = [[] for _ in rows]
+    for depth in range(skip, len(rows[0].labels)):
+        start = 0
+        for i in range(1, len(rows) + 1):
+            if i < len(rows) and rows[i].labels[: depth + 1] == rows[start].labels[: depth + 1]:
+                continue
+            found[start].append((rows[start].labels[depth], i - start))
+            start = i
+    return found
+
+
+def _tooltip(cell: GridCell) -> str:
+    if cell.estimate is None:
+        return cell.reason
+    estimate = cell.estimate
+    text = f"95 % interval {number(estimate.low)} to {number(estimate.high)}, n = {estimate.n}"
+    return text + (f", {estimate.seeds} seeds" if estimate.seeds > 1 else "")
+
+
+def table_css() -> str:
+    """Style of the table; colours come from the page's variables, light or dark."""
+    return (FOLDER / "table.css").read_text(encoding="utf-8")
+
+
+def standalone(grid: Grid) -> str:
+    """The table as a page of its own that opens from disk."""
+    from markupsafe import escape
+
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(grid.title)}</title>\n<style>\n{table_css()}</style>\n"
+        f'<body class="alone">\n<h1>{escape(grid.title)}</h1>\n{to_html(grid)}</body>\n</html>\n'
+    )

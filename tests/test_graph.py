@@ -1,0 +1,265 @@
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+
+from peftbench.canonical import digest_of_text, identity_text
+from peftbench.config import merge
+from peftbench.job import Ticket
+from peftbench.spec import SPECS
+from workflow_project import MAIN, STUDY, Project, dataset
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def stages(plan, only=None):
+    """Digests of a study's jobs, by stage."""
+    found = {}
+    for job in plan.jobs.values():
+        found.setdefault(job.stage, set()).add(job.digest)
+    return found
+
+
+def changed_stages(before, after):
+    """How many jobs of each stage are new."""
+    new = {stage: len(digests - before.get(stage, set())) for stage, digests in after.items()}
+    return {stage: count for stage, count in new.items() if count}
+
+
+VIEWS = {"tabulate": 1, "plot": 1, "report": 1}
+
+
+def main_with(**changes):
+    content = msgspec.json.decode(msgspec.json.encode(MAIN))
+    merge(content, changes)
+    return content
+
+
+def study_with(**changes):
+    return STUDY | changes
+
+
+def test_the_small_study(project):
+    plan = project.plan()
+    study = plan.study("small")
+    assert len(study.runs) == 10  # 2 methods x 2 connectors x 2 data sets, and 2 untuned
+    assert {stage: len(digests) for stage, digests in stages(plan).items()} == {
+        "prepare": 2,
+        "subset": 2,
+        "build": 1,
+        "train": 8,
+        "predict": 10,
+        "score": 10,
+        **VIEWS,
+    }
+
+
+def test_paths_follow_the_inputs(project):
+    plan = project.plan()
+    score = plan.study("small").scores[0]
+    predict = score.inputs["predictions"]
+    train = predict.inputs["run"]
+    assert train.directory == f"runs/tiny/first/lora-{train.digest}"
+    assert predict.directory == f"{train.directory}/predictions-{predict.digest}"
+    assert score.record == f"{predict.directory}/scores-{score.digest}/record.json"
+    base = plan.study("small").scores[-1].inputs["predictions"]
+    assert base.directory == f"runs/tiny/second/base-{base.inputs['base'].digest}/predictions-{base.digest}"
+    assert "run" not in base.inputs
+    assert set(train.inputs) == {"base", "data", "subset"}
+
+
+def test_tickets_carry_what_the_digest_is_made_of(project):
+    plan = project.plan()
+    for job in plan.jobs.values():
+        ticket = msgspec.json.decode(job.ticket, type=Ticket)
+        assert ticket.stage == job.stage
+        assert ticket.digest == job.digest
+        assert (
+            digest_of_text(identity_text(job.stage, job.spec, job.code, canonical_inputs(job))) == job.digest
+        )
+        if job.stage in SPECS:
+            msgspec.convert(ticket.spec, SPECS[job.stage])
+
+
+def canonical_inputs(job):
+    return msgspec.json.encode({n: j.digest for n, j in sorted(job.inputs.items())}).decode()
+
+
+def test_a_second_study_with_the_same_runs_adds_only_its_views(project):
+    project.write_yaml(
+        "config/studies/again.yaml", study_with(title="Again", rows=["method", "connector", "model"])
+    )
+    before = stages(project.plan())
+    assert changed_stages(before, stages(project.plan("small", "again"))) == VIEWS
+
+
+def test_a_default_written_out_is_the_same_run(project):
+    before = stages(project.plan())
+    project.write_yaml(
+        "config/config.yaml",
+        main_with(
+            training={"epochs": 3, "beta2": 0.999}, methods={"lora": {"rank": 128, "learning_rate": 0.0002}}
+        ),
+    )
+    assert stages(project.plan()) == before
+
+
+def test_default_location_written_out_is_the_same_run(project):
+    before = stages(project.plan())
+    project.write_yaml("config/studies/small.yaml", study_with(axes=STUDY["axes"] | {"method": ["lora"]}))
+    one = stages(project.plan())
+    project.write_yaml(
+        "config/studies/small.yaml",
+        study_with(axes=STUDY["axes"] | {"method": ["lora"], "location": ["both"]}),
+    )
+    two = stages(project.plan())
+    assert one["train"] == two["train"] < before["train"]
+
+
+@pytest.mark.parametrize(
+    "main, changed",
+    [
+        ({"methods": {"lora": {"rank": 64}}}, {"train": 4, "predict": 4, "score": 4, **VIEWS}),
+        ({"methods": {"lora": {"rank": 128}}}, {}),
+        ({"methods": {"ia3": {"learning_rate": 0.5}}}, {}),
+        ({"training": {"connector_learning_rate": 1e-3}}, {"train": 4, "predict": 4, "score": 4, **VIEWS}),
+        ({"training": {"epochs": 2}}, {"train": 8, "predict": 8, "score": 8, **VIEWS}),
+        ({"training": {"precision": "fp32"}}, {"train": 8, "predict": 10, "score": 10, **VIEWS}),
+        ({"training": {"precision": "bf16"}}, {}),
+        ({"training": {"weight_decay": 0}}, {}),
+        ({"evaluation": {"batch_size": 3}}, {"predict": 10, "score": 10, **VIEWS}),
+        ({"seeds": [7]}, {"train": 8, "predict": 8, "score": 8, **VIEWS}),
+        ({"execution": {"micro_batch": 2, "workers": 3, "threads": 2, "gradient_checkpointing": True}}, {}),
+        ({"report": {"gallery": 1}}, {"report": 1}),
+        ({"identity": {"packages": []}}, {"build": 0, "train": 8, "predict": 10, "score": 10, **VIEWS}),
+        ({"lineup": {"datasets": ["second", "first"]}}, VIEWS),
+        ({"studies": []}, {}),
+    ],
+)
+def test_a_setting_changes_exactly_its_jobs(project, main, changed):
+    before = stages(project.plan())
+    project.write_yaml("config/config.yaml", main_with(**main))
+    after = changed_stages(before, stages(project.plan()))
+    after.pop("build", None)  # whether the base model's code imports a named package is its own affair
+    changed = {stage: count for stage, count in changed.items() if count}
+    assert after == changed
+
+
+@pytest.mark.parametrize(
+    "file, changes, changed",
+    [
+        ("second", {"title": "New", "table_label": "N"}, VIEWS),
+        (
+            "second",
+            {"prompt": {"templates": ["{question}?"]}},
+            {"train": 4, "predict": 5, "score": 5, **VIEWS},
+        ),
+        ("second", {"decoding": {"max_new_tokens": 9}}, {"predict": 5, "score": 5, **VIEWS}),
+        ("second", {"metric": {"name": "vqa_score", "settings": {"x": 1}}}, {"score": 5, **VIEWS}),
+        (
+            "second",
+            {"splits": {"train": 21, "test": 10}},
+            {"prepare": 1, "subset": 1, "train": 4, "predict": 5, "score": 5, **VIEWS},
+        ),
+    ],
+)
+def test_a_data_set_file_changes_exactly_its_jobs(project, file, changes, changed):
+    before = stages(project.plan())
+    project.write_yaml(f"config/datasets/{file}.yaml", dataset("okvqa", **changes))
+    assert changed_stages(before, stages(project.plan())) == changed
+
+
+@pytest.mark.parametrize(
+    "path, changed",
+    [
+        ("methods/lora.py", {"train": 4, "predict": 4, "score": 4, **VIEWS}),
+        ("methods/prefix.py", {}),
+        ("methods/base.py", {"predict": 2, "score": 2, **VIEWS}),
+        ("training/loop.py", {"train": 8, "predict": 8, "score": 8, **VIEWS}),
+        ("evaluation/generate.py", {"predict": 10, "score": 10, **VIEWS}),
+        ("metrics/vqa_score.py", {"score": 10, **VIEWS}),
+        ("analysis/table.py", VIEWS),
+        ("analysis/plot.py", {"plot": 1, "report": 1}),
+        ("report/build.py", {"report": 1}),
+        ("data/subset.py", {"subset": 2, "train": 8, "predict": 8, "score": 8, **VIEWS}),
+        ("models/templates/plain.jinja", {"train": 8, "predict": 10, "score": 10, **VIEWS}),
+        ("models/templates/vicuna_v1.jinja", {}),
+        ("store.py", {}),
+        ("graph.py", {}),
+    ],
+)
+def test_an_edit_of_code_changes_exactly_its_jobs(project, path, changed):
+    before = stages(project.plan())
+    file = project.root / "src/peftbench" / path
+    file.write_text(file.read_text() + ("\nEDITED = 1\n" if file.suffix == ".py" else " "))
+    assert changed_stages(before, stages(project.plan())) == changed
+
+
+def test_a_generator_counts_only_for_its_data_set(project):
+    before = stages(project.plan())
+    file = project.root / "src/peftbench/data/embedded/sqa_img.py"
+    file.write_text(file.read_text() + "\nEDITED = 1\n")
+    assert changed_stages(before, stages(project.plan()))["prepare"] == 1
+
+
+def test_excluded_combinations_are_left_out(project):
+    project.write_yaml(
+        "config/studies/small.yaml",
+        study_with(exclude=[{"method": "adapter", "connector": "tuned"}, {"dataset": ["first"]}]),
+    )
+    runs = project.plan().study("small").runs
+    assert [(r.method, r.connector, r.dataset) for r in runs if r.method != "base"] == [
+        ("lora", "tuned", "second"),
+        ("lora", "frozen", "second"),
+        ("adapter", "frozen", "second"),
+    ]
+
+
+def test_hyperparameters_are_axes(project):
+    axes = STUDY["axes"] | {"method": ["lora"], "connector": "tuned", "rank": [8, 16], "epochs": [1, 2]}
+    project.write_yaml("config/studies/small.yaml", study_with(axes=axes, include_base=False))
+    plan = project.plan()
+    assert len(plan.study("small").runs) == 8
+    cell = msgspec.json.decode(plan.study("small").tabulate.spec)["cells"][0]
+    assert cell["axes"] == {"rank": 8, "epochs": 1}
+
+
+def test_a_size_draws_a_subset_of_its_own(project):
+    axes = STUDY["axes"] | {"method": ["lora"], "train_size": [5, 10, "full"], "seed": [1, 2]}
+    project.write_yaml("config/studies/small.yaml", study_with(axes=axes))
+    found = stages(project.plan())
+    assert len(found["subset"]) == 2 * (2 * 2 + 1)  # two sizes x two seeds, and "full", which has no seed
+    assert len(found["train"]) == 2 * 2 * 3 * 2
+
+
+def test_ten_thousand_runs_expand_linearly_and_fast(project):
+    def seconds(seeds):
+        axes = STUDY["axes"] | {"seed": list(range(seeds))}
+        project.write_yaml("config/studies/small.yaml", study_with(axes=axes))
+        plan = project.plan("small")
+        plan = project.plan()  # files are read and parsed anew, but Python is warm
+        del plan
+        start = time.process_time()
+        assert len(project.plan().study("small").runs) == 8 * seeds + 2
+        return time.process_time() - start
+
+    small, large = seconds(125), seconds(1250)
+    assert large < 5.0  # 10,000 runs; 2 s on an idle machine
+    assert large < 15 * max(small, 0.1)
+
+
+def test_planning_imports_nothing_heavy():
+    script = (
+        "import sys; import peftbench.graph, peftbench.config, peftbench.job, peftbench.warm, peftbench.cli;"
+        "from peftbench.study import method_module;"
+        "[method_module(m) for m in ('lora', 'adapter', 'prefix', 'ia3')];"
+        "heavy = ('torch', 'transformers', 'peft', 'datasets', 'polars', 'numpy');"
+        "print([m for m in heavy if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
