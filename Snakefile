@@ -32,7 +32,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        [page_of(PLAN.study(name)) for name in PLAN.main.studies],
+        [ancient(targets_of(PLAN.study(name))) for name in PLAN.main.studies],
     localrule: True
 
 

@@ -1,15 +1,16 @@
-"""The public VQA evaluators, restated line by line from their definitions: the yardstick of tests and benchmark.
+"""The public VQA evaluators, restated from their definitions: the yardstick of tests and benchmark.
 
-None of these evaluators is on PyPI, so the yardstick is a plain restatement of what they do and in which order, with
-the same cost: ``json.load`` of the annotation file and the question file, an index of dictionaries, and for each
-question the 21 replacements, the regular expressions, a list of "other" answers for each of its answers and the
-list of matching ones among these.
+None of these evaluators is on PyPI, so the yardstick is a plain restatement of what they do and in which
+order, with the same cost: ``json.load`` of the annotation file and the question file, an index of
+dictionaries, and for each question the 21 replacements, the regular expressions, a list of "other" answers
+for each of its answers and the list of matching ones among these.
 
 - ``evaluate_official``: VQAEval of GT-Vision-Lab/VQA, commit a013f00.
 - ``evaluate_legacy``: its predecessor a4f1afd, the same as Qwen-VL's (aa00ed0) and LAVIS's ``vqa_eval.py``.
 - ``evaluate_always``: OpenFlamingo's (655f693): official without the rule for unanimous answers.
 - ``evaluate_m4c``: ``TextVQAAccuracyEvaluator`` of LLaVA's ``m4c_evaluator.py`` (c121f04).
-- ``evaluate_evalai``: LLaVA's answer processor on the prediction (what it submits), then the official evaluator.
+- ``evaluate_evalai``: LLaVA's answer processor on the prediction (what it submits), then the official
+  evaluator.
 
 The "other" answers are those at another position. The official code compares dictionaries, which differ by
 ``answer_id``; where a data set has none (VizWiz), position is what it means.
@@ -26,7 +27,7 @@ from typing import Any
 PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 COMMA_OFFICIAL = re.compile(r"(\d)(\,)(\d)")
 COMMA_M4C = re.compile(r"(?<=\d)(\,)+(?=\d)")
-MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
+MARKS = list(';/[]"{}()=+\\_-><@`,?!')
 NUMBERS = {
     "none": "0",
     "zero": "0",
@@ -43,31 +44,29 @@ NUMBERS = {
 }
 ARTICLES = ["a", "an", "the"]
 # "written form>replacement", the evaluators' table of contractions with its slips.
-CONTRACTIONS = dict(
-    pair.split(">")
-    for pair in (
-        "aint>ain't arent>aren't cant>can't couldve>could've couldnt>couldn't couldn'tve>couldn't've "
-        "couldnt've>couldn't've didnt>didn't doesnt>doesn't dont>don't hadnt>hadn't hadnt've>hadn't've "
-        "hadn'tve>hadn't've hasnt>hasn't havent>haven't hed>he'd hed've>he'd've he'dve>he'd've hes>he's howd>how'd "
-        "howll>how'll hows>how's Id've>I'd've I'dve>I'd've Im>I'm Ive>I've isnt>isn't itd>it'd itd've>it'd've "
-        "it'dve>it'd've itll>it'll let's>let's maam>ma'am mightnt>mightn't mightnt've>mightn't've "
-        "mightn'tve>mightn't've mightve>might've mustnt>mustn't mustve>must've neednt>needn't notve>not've "
-        "oclock>o'clock oughtnt>oughtn't ow's'at>'ow's'at 'ows'at>'ow's'at 'ow'sat>'ow's'at shant>shan't "
-        "shed've>she'd've she'dve>she'd've she's>she's shouldve>should've shouldnt>shouldn't "
-        "shouldnt've>shouldn't've shouldn'tve>shouldn't've somebody'd>somebodyd somebodyd've>somebody'd've "
-        "somebody'dve>somebody'd've somebodyll>somebody'll somebodys>somebody's someoned>someone'd "
-        "someoned've>someone'd've someone'dve>someone'd've someonell>someone'll someones>someone's "
-        "somethingd>something'd somethingd've>something'd've something'dve>something'd've somethingll>something'll "
-        "thats>that's thered>there'd thered've>there'd've there'dve>there'd've therere>there're theres>there's "
-        "theyd>they'd theyd've>they'd've they'dve>they'd've theyll>they'll theyre>they're theyve>they've twas>'twas "
-        "wasnt>wasn't wed've>we'd've we'dve>we'd've weve>we've werent>weren't whatll>what'll whatre>what're "
-        "whats>what's whatve>what've whens>when's whered>where'd wheres>where's whereve>where've whod>who'd "
-        "whod've>who'd've who'dve>who'd've wholl>who'll whos>who's whove>who've whyll>why'll whyre>why're "
-        "whys>why's wont>won't wouldve>would've wouldnt>wouldn't wouldnt've>wouldn't've wouldn'tve>wouldn't've "
-        "yall>y'all yall'll>y'all'll y'allll>y'all'll yall'd've>y'all'd've y'alld've>y'all'd've y'all'dve>y'all'd've "
-        "youd>you'd youd've>you'd've you'dve>you'd've youll>you'll youre>you're youve>you've"
-    ).split()
-)
+CONTRACTION_PAIRS = """
+aint>ain't arent>aren't cant>can't couldve>could've couldnt>couldn't couldn'tve>couldn't've
+couldnt've>couldn't've didnt>didn't doesnt>doesn't dont>don't hadnt>hadn't hadnt've>hadn't've
+hadn'tve>hadn't've hasnt>hasn't havent>haven't hed>he'd hed've>he'd've he'dve>he'd've hes>he's howd>how'd
+howll>how'll hows>how's Id've>I'd've I'dve>I'd've Im>I'm Ive>I've isnt>isn't itd>it'd itd've>it'd've
+it'dve>it'd've itll>it'll let's>let's maam>ma'am mightnt>mightn't mightnt've>mightn't've
+mightn'tve>mightn't've mightve>might've mustnt>mustn't mustve>must've neednt>needn't notve>not've
+oclock>o'clock oughtnt>oughtn't ow's'at>'ow's'at 'ows'at>'ow's'at 'ow'sat>'ow's'at shant>shan't
+shed've>she'd've she'dve>she'd've she's>she's shouldve>should've shouldnt>shouldn't
+shouldnt've>shouldn't've shouldn'tve>shouldn't've somebody'd>somebodyd somebodyd've>somebody'd've
+somebody'dve>somebody'd've somebodyll>somebody'll somebodys>somebody's someoned>someone'd
+someoned've>someone'd've someone'dve>someone'd've someonell>someone'll someones>someone's
+somethingd>something'd somethingd've>something'd've something'dve>something'd've somethingll>something'll
+thats>that's thered>there'd thered've>there'd've there'dve>there'd've therere>there're theres>there's
+theyd>they'd theyd've>they'd've they'dve>they'd've theyll>they'll theyre>they're theyve>they've twas>'twas
+wasnt>wasn't wed've>we'd've we'dve>we'd've weve>we've werent>weren't whatll>what'll whatre>what're
+whats>what's whatve>what've whens>when's whered>where'd wheres>where's whereve>where've whod>who'd
+whod've>who'd've who'dve>who'd've wholl>who'll whos>who's whove>who've whyll>why'll whyre>why're
+whys>why's wont>won't wouldve>would've wouldnt>wouldn't wouldnt've>wouldn't've wouldn'tve>wouldn't've
+yall>y'all yall'll>y'all'll y'allll>y'all'll yall'd've>y'all'd've y'alld've>y'all'd've
+y'all'dve>y'all'd've youd>you'd youd've>you'd've you'dve>you'd've youll>you'll youre>you're youve>you've
+"""
+CONTRACTIONS = dict(pair.split(">") for pair in CONTRACTION_PAIRS.split())
 
 
 def strip_marks(text: str, comma: re.Pattern[str]) -> str:
@@ -129,7 +128,8 @@ def official(answers: list[str], prediction: str) -> float:
 def always_normalise(answers: list[str], prediction: str) -> float:
     """Without the rule for unanimous answers."""
     truth = [
-        {"answer": map_words(strip_marks(clean(a), COMMA_OFFICIAL)), "answer_id": i} for i, a in enumerate(answers)
+        {"answer": map_words(strip_marks(clean(a), COMMA_OFFICIAL)), "answer_id": i}
+        for i, a in enumerate(answers)
     ]
     return leave_one_out(truth, map_words(strip_marks(clean(prediction), COMMA_OFFICIAL)))
 
@@ -176,7 +176,7 @@ VARIANTS: dict[str, Callable[[list[str], str], float]] = {
 
 
 def evaluate_files(annotations: Path, questions: Path, results: Path) -> tuple[float, dict[int, float]]:
-    """The official evaluation of three files: overall accuracy (2 digits) and accuracy per question (2 digits).
+    """The official evaluation of three files: accuracy overall and per question, both to two digits.
 
     Loading, indexing and the checks follow ``VQA`` and ``VQA.loadRes`` of the official repository.
     """

@@ -18,3 +18,4 @@ if __name__ == "__main__":
         zero_stage=job["zero_stage"],
     )
     assert facts["processes"] == 2
+    assert facts["parallel"] == ("DEEPSPEED" if job["zero_stage"] else "MULTI_CPU"), facts["parallel"]

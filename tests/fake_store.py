@@ -44,16 +44,24 @@ class FakeStore:
         self.images = root / "images"
         self.data: dict[str, tuple[str, list[Example]]] = {}
 
-    def record(self, place: str, stage: str, spec: dict[str, Any], inputs: dict[str, str], facts: Any) -> Path:
+    def record(
+        self, place: str, stage: str, spec: dict[str, Any], inputs: dict[str, str], facts: Any
+    ) -> Path:
         """Leave a valid record in ``place`` (with ``{digest}``); return its folder."""
         code: dict[str, dict[str, str]] = {"modules": {}}
         texts = (canonical_json(part) for part in (spec, code, inputs))
         digest = digest_of_text(identity_text(stage, *texts))
         folder = self.root / place.format(digest=digest)
         record = Record(
-            stage=stage, digest=digest, label=place, spec=spec, code=code, inputs=inputs, facts=facts,
+            stage=stage,
+            digest=digest,
+            label=place,
+            spec=spec,
+            code=code,
+            inputs=inputs,
+            facts=facts,
             provenance=PROVENANCE,
-        )  # fmt: skip
+        )
         atomic_json(folder / "record.json", record)
         return folder
 
@@ -83,7 +91,7 @@ class FakeStore:
         losses: Sequence[float] = (),
         eval_losses: Sequence[float] = (),
     ) -> Cell:
-        """One run up to a stage (``none``, ``train``, ``predict``, ``score``); ``failed``: stage -> reason."""
+        """One run up to a stage (none, train, predict, score); ``failed``: stage -> reason."""
         failed = failed or {}
         data, examples = self.data[dataset]
         point = {"model": model, "method": method, "connector": connector, "seed": seed, "axes": axes or {}}
@@ -95,9 +103,12 @@ class FakeStore:
         if trained and reached >= 1:
             spec = {"method": method, "settings": {}, "seed": seed, "connector": connector, "point": point}
             run = self.record(
-                f"runs/{model}/{dataset}/{method}-{{digest}}", "train", spec, {"data": data},
+                f"runs/{model}/{dataset}/{method}-{{digest}}",
+                "train",
+                spec,
+                {"data": data},
                 _train_facts(method, connector, losses) | _failed(failed, "train"),
-            )  # fmt: skip
+            )
             if losses:
                 _write_log(run / "log.csv", losses)
             if eval_losses:
@@ -105,9 +116,12 @@ class FakeStore:
             predictions = run / f"predictions-{'0' * 16}"
         if reached >= 2:
             predictions = self.record(
-                f"{run.relative_to(self.root)}/predictions-{{digest}}", "predict", point,
-                {"data": data}, {"throughput": {"samples_per_s": 31.5}} | _failed(failed, "predict"),
-            )  # fmt: skip
+                f"{run.relative_to(self.root)}/predictions-{{digest}}",
+                "predict",
+                point,
+                {"data": data},
+                {"throughput": {"samples_per_s": 31.5}} | _failed(failed, "predict"),
+            )
             table = {
                 "id": [e.id for e in examples],
                 "prediction": list(answers),
@@ -119,23 +133,41 @@ class FakeStore:
         if reached >= 3:
             measured = facts if facts is not None else score_facts(scores)
             scored = self.record(
-                f"{predictions.relative_to(self.root)}/scores-{{digest}}", "score", point,
-                {"data": data}, measured | _failed(failed, "score"),
-            )  # fmt: skip
+                f"{predictions.relative_to(self.root)}/scores-{{digest}}",
+                "score",
+                point,
+                {"data": data},
+                measured | _failed(failed, "score"),
+            )
             frame = pl.DataFrame({"id": [e.id for e in examples], "score": list(map(float, scores))})
             frame.write_parquet(scored / "examples.parquet")
         folder = scored or predictions / f"scores-{'0' * 16}"
         return Cell(
-            model=model, dataset=dataset, method=method, connector=connector, location=location,  # type: ignore[arg-type]
-            train_size=train_size, seed=seed, axes=axes or {}, scores=str(folder.relative_to(self.root)),
-        )  # fmt: skip
+            model=model,
+            dataset=dataset,
+            method=method,
+            connector=connector,
+            location=location,  # type: ignore[arg-type]
+            train_size=train_size,
+            seed=seed,
+            axes=axes or {},
+            scores=str(folder.relative_to(self.root)),
+        )
 
 
 SCHEMA = {
-    "id": pl.String, "image": pl.String, "question": pl.String, "choices": pl.List(pl.String),
-    "answer_index": pl.Int64, "answers": pl.List(pl.String), "target": pl.String, "question_type": pl.String,
-    "answer_type": pl.String, "split": pl.String, "source": pl.String,
-}  # fmt: skip
+    "id": pl.String,
+    "image": pl.String,
+    "question": pl.String,
+    "choices": pl.List(pl.String),
+    "answer_index": pl.Int64,
+    "answers": pl.List(pl.String),
+    "target": pl.String,
+    "question_type": pl.String,
+    "answer_type": pl.String,
+    "split": pl.String,
+    "source": pl.String,
+}
 
 
 def _failed(failed: dict[str, str], stage: str) -> dict[str, str]:
@@ -147,7 +179,12 @@ def _train_facts(method: str, connector: str, losses: Sequence[float]) -> dict[s
     return {
         "examples": 1000,
         "parameters": {"language": 3_000_000, "vision": 1_000_000, "connector": 50_000},
-        "trainable": {"language": 0, "vision": 0, "connector": 50_000 * (connector == "tuned"), "method": own},
+        "trainable": {
+            "language": 0,
+            "vision": 0,
+            "connector": 50_000 * (connector == "tuned"),
+            "method": own,
+        },
         "seconds": 9.5,
         "steps": len(losses),
         "throughput": {"samples_per_s": 321.0, "tokens_per_s": 9000.0, "padding_share": 0.1},
@@ -176,9 +213,13 @@ def score_facts(scores: Sequence[float], higher_is_better: bool = True) -> dict[
     mean = sum(scores) / n
     stderr = math.sqrt(sum((s - mean) ** 2 for s in scores) / max(1, n - 1) / n)
     return {
-        "value": mean, "n": n, "stderr": stderr, "interval": [mean - 1.96 * stderr, mean + 1.96 * stderr],
-        "higher_is_better": higher_is_better, "extra": {},
-    }  # fmt: skip
+        "value": mean,
+        "n": n,
+        "stderr": stderr,
+        "interval": [mean - 1.96 * stderr, mean + 1.96 * stderr],
+        "higher_is_better": higher_is_better,
+        "extra": {},
+    }
 
 
 def picture(colour: tuple[int, int, int], side: int = 48) -> bytes:
@@ -191,10 +232,18 @@ def picture(colour: tuple[int, int, int], side: int = 48) -> bytes:
 def example(store: FakeStore, name: str, i: int, **changes: Any) -> Example:
     """A question about a coloured square."""
     fields: dict[str, Any] = {
-        "id": f"{name}-{i}", "image": store_image(store.images, picture((i * 17 % 256, 90, 160))),
-        "question": f"What colour is square {i}?", "choices": [], "answer_index": -1, "answers": ["red"] * 10,
-        "target": "red", "question_type": "", "answer_type": "", "split": "test", "source": json.dumps({"i": i}),
-    }  # fmt: skip
+        "id": f"{name}-{i}",
+        "image": store_image(store.images, picture((i * 17 % 256, 90, 160))),
+        "question": f"What colour is square {i}?",
+        "choices": [],
+        "answer_index": -1,
+        "answers": ["red"] * 10,
+        "target": "red",
+        "question_type": "",
+        "answer_type": "",
+        "split": "test",
+        "source": json.dumps({"i": i}),
+    }
     return Example(**(fields | changes))
 
 
@@ -209,15 +258,25 @@ def table_spec(cells: Sequence[Cell], **changes: Any) -> TabulateSpec:
     names = list(dict.fromkeys(cell.dataset for cell in cells))
     models = list(dict.fromkeys(cell.model for cell in cells))
     fields: dict[str, Any] = {
-        "study": "trial", "title": "A <trial> & more", "columns": "dataset",
-        "rows": ["model", "method", "connector"], "averages": ["all", "seen", "unseen"],
-        "published": None, "published_rows": [],
+        "study": "trial",
+        "title": "A <trial> & more",
+        "columns": "dataset",
+        "rows": ["model", "method", "connector"],
+        "averages": ["all", "seen", "unseen"],
+        "published": None,
+        "published_rows": [],
         "models": [ModelInfo(name=m, title=f"Model {m}", parameters={}) for m in models],
         "datasets": [
-            DatasetInfo(name=d, title=f"Set {d}", label=d.upper(), stands_for=f"paper_{d}", seen=i % 2 == 1,
-                        metric="exact_match")
+            DatasetInfo(
+                name=d,
+                title=f"Set {d}",
+                label=d.upper(),
+                stands_for=f"paper_{d}",
+                seen=i % 2 == 1,
+                metric="exact_match",
+            )
             for i, d in enumerate(names)
         ],
         "cells": list(cells),
-    }  # fmt: skip
+    }
     return TabulateSpec(**(fields | changes))

@@ -1,7 +1,9 @@
 """Two processes (gloo, CPU) reach the weights of one: DDP and DeepSpeed's ZeRO-2, through the same loop."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,17 +33,22 @@ def run_two(spec, zero_stage, micro_batch):
         "micro_batch": micro_batch,
     }
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
-    environment["ACCELERATE_USE_CPU"] = "true"
     script = Path(__file__).with_name("distributed_run.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    result = subprocess.run(
+    # A session of its own, so that a hang ends with all of its processes.
+    process = subprocess.Popen(
         [*launcher, str(script), json.dumps(job)],
         env=environment,
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=180,
+        start_new_session=True,
     )
-    assert result.returncode == 0, result.stderr[-4000:]
+    try:
+        _, errors = process.communicate(timeout=180)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, errors[-4000:]
     return out
 
 

@@ -18,7 +18,7 @@ from peftbench.fingerprint import Fingerprinter
 from peftbench.graph import Plan
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("Snakefile", "workflow", "profiles", "src")
+PARTS = ("Snakefile", "workflow", "profiles", "envs", "src")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.zip", "*.safetensors")
 
 FAKES = {

@@ -164,9 +164,8 @@ class Settings:
             raise UserError(f"{where}: unknown {_WORDS[kind]} {name!r}{did_you_mean(name, names)}")
 
     def _module(self, kind: str, name: str, where: str) -> None:
-        known = module_names(kind)
-        if name not in known:
-            raise UserError(f"{where}: unknown {kind} {name!r}{did_you_mean(name, known)}")
+        if not is_module(kind, name):
+            raise UserError(f"{where}: unknown {kind} {name!r}{did_you_mean(name, module_names(kind))}")
 
     def _unique(self, values: list[Any], key: str) -> None:
         for value in values:
@@ -179,21 +178,26 @@ _WORDS = {"model": "model", "dataset": "data set", "study": "study"}
 _DECLARES = {"method": "Config", "metric": "score"}
 
 
-@functools.cache
 def module_names(kind: str) -> tuple[str, ...]:
     """Names of all methods or metrics: those modules of their package that define ``Config`` or ``score``.
 
     They are read, not imported: metrics may need heavy packages.
     """
     folder = Path(__file__).parent / f"{kind}s"
-    return tuple(
-        path.stem for path in sorted(folder.glob("*.py")) if _DECLARES[kind] in _top_level_names(path)
-    )
+    return tuple(path.stem for path in sorted(folder.glob("*.py")) if is_module(kind, path.stem))
 
 
-def _top_level_names(path: Path) -> set[str]:
-    definitions = (ast.ClassDef, ast.FunctionDef)
-    return {node.name for node in ast.parse(path.read_bytes()).body if isinstance(node, definitions)}
+@functools.cache
+def is_module(kind: str, name: str) -> bool:
+    """Whether there is such a method or metric; ``UserError`` where its file is not valid Python."""
+    path = Path(__file__).parent / f"{kind}s" / f"{name}.py"
+    if name.startswith("_") or not path.is_file():
+        return False
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: syntax error: {error.msg}") from None
+    return any(isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == _DECLARES[kind] for n in body)
 
 
 def merge(into: dict[str, Any], overlay: dict[str, Any]) -> None:

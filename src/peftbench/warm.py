@@ -152,13 +152,13 @@ def _connect(start: bool) -> socket.socket:
         with contextlib.suppress(OSError):
             return _dial(path)  # another client was faster
         path.unlink(missing_ok=True)
-        _start_server(path)
+        server = _start_server(path)
         deadline = time.monotonic() + 10
         while True:
             try:
                 return _dial(path)
             except OSError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or server.poll() is not None:
                     raise
                 time.sleep(0.02)
 
@@ -173,10 +173,10 @@ def _dial(path: Path) -> socket.socket:
     return connection
 
 
-def _start_server(path: Path) -> None:
+def _start_server(path: Path) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-P", str(SERVER), str(path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ for study in STUDIES:
         name:
             f"tabulate_study_{study.name}"
         input:
-            scores_of(study),
+            ancient(scores_of(study)),
         output:
             csv=f"<results>/tables/{study.name}.csv",
             md=f"<results>/tables/{study.name}.md",
@@ -16,6 +16,8 @@ for study in STUDIES:
         log:
             f"<logs>/tabulate_study/{study.name}.log",
         localrule: True
+        conda:
+            "../../envs/environment.yaml"
         resources:
             execution=PLAN.execution(study.tabulate),
         params:
@@ -30,7 +32,7 @@ for study in STUDIES:
         name:
             f"plot_study_{study.name}"
         input:
-            marker_of(study.tabulate),
+            ancient(marker_of(study.tabulate)),
         output:
             png=f"<results>/figures/{study.name}.png",
             svg=f"<results>/figures/{study.name}.svg",
@@ -38,6 +40,8 @@ for study in STUDIES:
         log:
             f"<logs>/plot_study/{study.name}.log",
         localrule: True
+        conda:
+            "../../envs/environment.yaml"
         resources:
             execution=PLAN.execution(study.plot),
         params:

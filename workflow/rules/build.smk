@@ -6,6 +6,8 @@ rule build_base_model:
         record="<results>/models/{model}-{digest}/record.json",
     log:
         "<logs>/build_base_model/{model}-{digest}.log",
+    conda:
+        "../../envs/environment.yaml"
     resources:
         execution=execution_of,
     params:

@@ -53,7 +53,7 @@ def job_of(wildcards):
 
 
 def records_of(wildcards):
-    """Records of the job's inputs. Rules wrap them in ancient(): existence decides, not times."""
+    """Records of the job's inputs; rules wrap them in ancient(), as existence decides, not times."""
     return [f"{PLAN.results}/{job.record}" for job in job_of(wildcards).inputs.values()]
 
 
@@ -77,9 +77,20 @@ def scores_of(study):
     return list(dict.fromkeys(f"{PLAN.results}/{job.record}" for job in study.scores))
 
 
-def page_of(study):
-    """What a study ends with: its page, and the marker that says that the page is of this digest."""
-    return f"{PLAN.results}/report/{study.name}.html", marker_of(study.report)
+def targets_of(study):
+    """All files of a study, with the markers that say that they are of its present digest."""
+    files = (
+        "tables/{}.csv",
+        "tables/{}.md",
+        "tables/{}.html",
+        "figures/{}.png",
+        "figures/{}.svg",
+        "report/{}.html",
+    )
+    views = (study.tabulate, study.plot, study.report)
+    return [f"{PLAN.results}/{name.format(study.name)}" for name in files] + [
+        marker_of(view) for view in views
+    ]
 
 
 def check_targets(arguments):

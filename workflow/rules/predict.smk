@@ -8,6 +8,8 @@ rule generate_predictions:
         record="<results>/runs/{model}/{dataset}/{run}/predictions-{digest}/record.json",
     log:
         "<logs>/generate_predictions/{model}/{dataset}/{run}/{digest}.log",
+    conda:
+        "../../envs/environment.yaml"
     resources:
         execution=execution_of,
     params:

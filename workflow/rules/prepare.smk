@@ -6,6 +6,8 @@ rule prepare_dataset:
         record="<results>/data/{dataset}-{digest}/record.json",
     log:
         "<logs>/prepare_dataset/{dataset}-{digest}.log",
+    conda:
+        "../../envs/environment.yaml"
     resources:
         execution=execution_of,
     params:
@@ -24,6 +26,8 @@ rule draw_subset:
         record="<results>/subsets/{dataset}/{size}-{digest}/record.json",
     log:
         "<logs>/draw_subset/{dataset}/{size}-{digest}.log",
+    conda:
+        "../../envs/environment.yaml"
     resources:
         execution=execution_of,
     params:

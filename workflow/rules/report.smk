@@ -6,13 +6,16 @@ for study in STUDIES:
         name:
             f"build_report_{study.name}"
         input:
-            marker_of(study.tabulate),
-            marker_of(study.plot),
+            ancient(marker_of(study.tabulate)),
+            ancient(marker_of(study.plot)),
         output:
-            page_of(study),
+            html=f"<results>/report/{study.name}.html",
+            marker=marker_of(study.report),
         log:
             f"<logs>/build_report/{study.name}.log",
         localrule: True
+        conda:
+            "../../envs/environment.yaml"
         resources:
             execution=PLAN.execution(study.report),
         params:
@@ -20,12 +23,12 @@ for study in STUDIES:
         message:
             f"Building the page of {study.name}"
         shell:
-            "build_report.py --ticket {params.ticket:q} --output {output[1]:q}"
+            "build_report.py --ticket {params.ticket:q} --output {output.marker:q}"
             " --execution {resources.execution:q} --log {log:q}"
 
     rule:
         name:
             study.name
         input:
-            page_of(study),
+            ancient(targets_of(study)),
         localrule: True

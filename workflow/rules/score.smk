@@ -8,6 +8,8 @@ rule score_predictions:
         record="<results>/runs/{model}/{dataset}/{run}/{predictions}/scores-{digest}/record.json",
     log:
         "<logs>/score_predictions/{model}/{dataset}/{run}/{predictions}/{digest}.log",
+    conda:
+        "../../envs/environment.yaml"
     resources:
         execution=execution_of,
     params:

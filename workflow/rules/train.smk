@@ -8,6 +8,8 @@ rule train_adapter:
         record="<results>/runs/{model}/{dataset}/{method}-{digest}/record.json",
     log:
         "<logs>/train_adapter/{model}/{dataset}/{method}-{digest}.log",
+    conda:
+        "../../envs/environment.yaml"
     resources:
         execution=execution_of,
     params:

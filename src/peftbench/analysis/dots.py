@@ -60,9 +60,7 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
     for model in models:
         mine = [row for row in rows if row["model"] == model]
         sets = _distinct(row["dataset"] for row in mine)
-        single = [
-            _panel([row for row in mine if row["dataset"] == name], methods, variants) for name in sets
-        ]
+        single = [_panel([row for row in mine if row["dataset"] == name], methods, variants) for name in sets]
         if len(single) > 1 and len({row["higher_is_better"] for row in mine}) == 1:
             panels.append(_average_panel(single))
         panels.extend(single)

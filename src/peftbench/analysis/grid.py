@@ -15,11 +15,11 @@ from peftbench.analysis.outcomes import (
     coordinates,
     over_seeds,
 )
-from peftbench.analysis.style import UNTUNED, axis_title, method_title
+from peftbench.analysis.style import UNTUNED, axis_title, method_title, variant_title
 from peftbench.errors import UserError
 from peftbench.views import TabulateSpec
 
-AVERAGES = {"all": "Average", "seen": "Average seen", "unseen": "Average unseen"}
+AVERAGES = {"all": "Average", "seen": "Avg. seen", "unseen": "Avg. unseen"}
 NO_VALUE = "–"
 
 
@@ -48,6 +48,8 @@ class GridRow(Struct, frozen=True, kw_only=True):
     """One row: its labels under the row headings, its cells, its averages."""
 
     labels: list[str]
+    name: str
+    """The row within its block, in words: "adapter, connector tuned"."""
     untuned: bool
     cells: list[GridCell]
     averages: list[GridCell]
@@ -119,7 +121,8 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome]) -> Grid:
         cells = [_place(spec, outcomes, placed[key].get(column, [])) for column in columns]
         means = [_mean([cells[i] for i in chosen]) for _, chosen in averages]
         labels = _labels(spec, key, untuned[key])
-        rows.append(GridRow(labels=labels, untuned=untuned[key], cells=cells, averages=means))
+        name = _name(spec, key, labels)
+        rows.append(GridRow(labels=labels, name=name, untuned=untuned[key], cells=cells, averages=means))
     return Grid(
         title=spec.title,
         headings=[axis_title(axis) for axis in spec.rows],
@@ -153,9 +156,7 @@ def _value_order(points: Iterable[dict[str, Any]]) -> dict[str, dict[Any, int]]:
 
 
 def _rank(spec: TabulateSpec, key: tuple[Any, ...], order: dict[str, dict[Any, int]]) -> list[int]:
-    return [
-        -1 if value is None else order[axis][value] for axis, value in zip(spec.rows, key, strict=True)
-    ]
+    return [-1 if value is None else order[axis][value] for axis, value in zip(spec.rows, key, strict=True)]
 
 
 def _column(spec: TabulateSpec, value: Any, outcomes: Sequence[Outcome]) -> Column:
@@ -186,6 +187,15 @@ def _labels(spec: TabulateSpec, key: tuple[Any, ...], untuned: bool) -> list[str
     return labels
 
 
+def _name(spec: TabulateSpec, key: tuple[Any, ...], labels: Sequence[str]) -> str:
+    parts = [
+        label if axis in ("model", "dataset", "method") or value is None else variant_title({axis: label})
+        for axis, value, label in zip(spec.rows, key, labels, strict=True)
+    ]
+    own = parts[1:] if len(parts) > 1 else parts
+    return ", ".join(part for part in own if part != NO_VALUE)
+
+
 def _averages(spec: TabulateSpec, columns: Sequence[Any]) -> list[tuple[Column, list[int]]]:
     """The averages asked for, each with the columns that it is taken over; empty ones are left out."""
     seen = {dataset.name: dataset.seen for dataset in spec.datasets}
@@ -202,7 +212,7 @@ def _averages(spec: TabulateSpec, columns: Sequence[Any]) -> list[tuple[Column, 
 
 
 def _place(spec: TabulateSpec, outcomes: Sequence[Outcome], indices: Sequence[int]) -> GridCell:
-    """The runs of one place as one cell: the mean over seeds, or what went wrong with the first that has none."""
+    """The runs of one place as one cell: the mean over seeds, or what went wrong with one of them."""
     if not indices:
         return GridCell(status="missing", reason="not part of the study")
     here = [outcomes[i] for i in indices]

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from msgspec import Struct
 
@@ -57,9 +57,7 @@ def coordinates(cell: Cell) -> dict[str, Any]:
 def read_outcomes(spec: TabulateSpec, results: Path) -> list[Outcome]:
     """What came of each cell, in the order of the spec. A run without scores is said so, never left out."""
     stands_for = {dataset.name: dataset.stands_for for dataset in spec.datasets}
-    return [
-        _read(cell, results, published_value(spec, coordinates(cell), stands_for)) for cell in spec.cells
-    ]
+    return [_read(cell, results, published_value(spec, coordinates(cell), stands_for)) for cell in spec.cells]
 
 
 def _read(cell: Cell, results: Path, published: float | None) -> Outcome:
@@ -78,15 +76,13 @@ def _read(cell: Cell, results: Path, published: float | None) -> Outcome:
         gone = [stage for stage in records if records[stage] is None]
         if cell.method == UNTUNED:
             gone.remove("training")  # the base model's folder holds predictions only
-        reason = f"no result of {' or '.join(gone)}"
+        reason = f"no result of {gone[0]}"
         return Outcome(cell=cell, status="missing", reason=reason, published=published)
     facts = record.facts
     estimate = _estimate(facts)
     if estimate is None:
-        reason = "scoring failed: the record holds no finite score"
-        return Outcome(
-            cell=cell, status="failed", reason=reason, published=published, digest=record.digest
-        )
+        reason = "scoring failed: the record holds no finite score with its error"
+        return Outcome(cell=cell, status="failed", reason=reason, published=published, digest=record.digest)
     return Outcome(
         cell=cell,
         status="ok",
@@ -104,19 +100,15 @@ def _record_or_none(folder: Path) -> Record | None:
 
 def _estimate(facts: Mapping[str, Any]) -> Estimate | None:
     value, stderr, interval = facts.get("value"), facts.get("stderr"), facts.get("interval")
-    if not _finite(value):
+    if not _finite(value) or not _finite(stderr):
         return None
-    if not _finite(stderr):
-        stderr = 0.0
     if not (isinstance(interval, Sequence) and len(interval) == 2 and all(map(_finite, interval))):
         interval = [value - Z95 * stderr, value + Z95 * stderr]
     low, high = float(interval[0]), float(interval[1])
-    return Estimate(
-        value=float(value), stderr=float(stderr), low=low, high=high, n=int(facts.get("n", 0))
-    )
+    return Estimate(value=float(value), stderr=float(stderr), low=low, high=high, n=int(facts.get("n", 0)))
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

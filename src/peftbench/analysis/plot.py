@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from peftbench.analysis.dots import Dot, Panel, figure_data
 from peftbench.analysis.dots import Figure as Data
-from peftbench.analysis.style import INK, MUTED, RULE, SERIES, SURFACE, UNTUNED_TITLE, colour_index, method_title
+from peftbench.analysis.style import (
+    INK,
+    MUTED,
+    RULE,
+    SERIES,
+    SURFACE,
+    UNTUNED_TITLE,
+    colour_index,
+    method_title,
+)
 from peftbench.analysis.table import read_long
 from peftbench.canonical import file_sha256
 from peftbench.store import atomic_write
@@ -21,7 +30,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 5
 """Panels beside each other."""
-PANEL_WIDTH = 2.35
+PANEL_WIDTH = 2.0
 DOT_HEIGHT = 0.165
 """Inches between the dots of one method."""
 MARKERS = ("o", "o", "s", "s", "D", "D", "^", "^", "v", "v")
@@ -40,7 +49,7 @@ RC = {
 
 
 def plot_study(spec: PlotSpec, table: Path, out_dir: Path) -> dict[str, Any]:
-    """Draw the long table at ``table`` as ``<study>.png`` and ``<study>.svg``; return facts for the marker."""
+    """Draw the long table ``table`` as ``<study>.png`` and ``<study>.svg``; return facts for the marker."""
     import matplotlib
 
     data = figure_data(read_long(table))
@@ -68,10 +77,10 @@ def draw(data: Data, title: str) -> "Figure":
     per_model = max((_rows(data, model) for model in data.models), default=1)
     columns = min(COLUMNS, max((_count(data, model) for model in data.models), default=1))
     body = max(1.0, _span(data) * DOT_HEIGHT)
-    panel_height = body + 0.85
+    panel_height = body + 0.8
     head = 0.62
     gap = 0.3 if len(data.models) > 1 else 0.0
-    height = head + len(data.models) * (per_model * panel_height + gap) + 0.15
+    height = head + len(data.models) * (per_model * panel_height + gap)
     labels = max((len(method_title(name)) for name in data.methods), default=0)
     left = 0.35 + 0.075 * labels
     width = max(6.0, left + columns * PANEL_WIDTH + 0.15)
@@ -81,7 +90,9 @@ def draw(data: Data, title: str) -> "Figure":
     top = head
     for model in data.models:
         if len(data.models) > 1:
-            figure.text(0.15 / width, 1 - (top + 0.08) / height, model, fontsize=10, fontweight="bold", va="top")
+            figure.text(
+                0.15 / width, 1 - (top + 0.08) / height, model, fontsize=10, fontweight="bold", va="top"
+            )
             top += gap
         panels = [panel for panel in data.panels if panel.model == model]
         for place, panel in enumerate(panels):
@@ -135,7 +146,9 @@ def _panel(axes: "Axes", panel: Panel, data: Data, named: bool) -> None:
     for label in axes.get_yticklabels():
         label.set_fontsize(9)
     weight = "bold" if panel.average else "normal"
-    axes.annotate(panel.title, (0, 1), (0, 14), "axes fraction", "offset points", fontsize=9.5, fontweight=weight)
+    axes.annotate(
+        panel.title, (0, 1), (0, 14), "axes fraction", "offset points", fontsize=9.5, fontweight=weight
+    )
     axes.annotate(panel.note, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7.2, color=MUTED)
     if panel.base is not None:
         axes.axvspan(panel.base.low, panel.base.high, color=RULE, alpha=0.55, linewidth=0)
@@ -149,7 +162,14 @@ def _dot(axes: "Axes", dot: Dot, y: float, data: Data, low: float) -> None:
     colour = SERIES[colour_index(data.methods.index(dot.method))]
     if dot.estimate is None:
         axes.annotate(
-            f"× {dot.status}", (low, y), (2, 0), "data", "offset points", fontsize=6.8, color=MUTED, va="center",
+            f"× {dot.status}",
+            (low, y),
+            (2, 0),
+            "data",
+            "offset points",
+            fontsize=6.8,
+            color=MUTED,
+            va="center",
             bbox={"facecolor": SURFACE, "edgecolor": "none", "pad": 1.2},
         )
         return

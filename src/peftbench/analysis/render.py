@@ -1,5 +1,6 @@
-"""A grid as Markdown, LaTeX and HTML. All say the same: value ± standard error, best marked, failures named."""
+"""A grid as Markdown, LaTeX and HTML: value ± standard error, the best marked, failures named."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from markupsafe import Markup
@@ -10,13 +11,11 @@ FINGERPRINT_FILES = ("table.html.jinja", "table.css")
 FOLDER = Path(__file__).parent
 SIDES = {"better": "▲", "worse": "▼", "": ""}
 LEGEND = (
-    "Value ± standard error over the test examples. Bold: the best of its block, and all values inside the best "
-    "one's 95 % interval."
+    "Value ± standard error over the test examples. Bold: the best of its block, and all values inside the "
+    "best one's 95 % interval."
 )
 LEGEND_SEEDS = "Values are means over seeds; their error holds the spread between seeds too."
-LEGEND_BASE = (
-    "▲ / ▼: better / worse than the untuned base, with 95 % intervals that do not overlap. "
-)
+LEGEND_BASE = "▲ / ▼: better / worse than the untuned base, with 95 % intervals that do not overlap. "
 LEGEND_PAPER = "Below: the published value and ours minus it."
 
 
@@ -69,8 +68,8 @@ def to_markdown(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _md_row(cells: object) -> str:
-    return "| " + " | ".join(cells) + " |"  # type: ignore[call-overload,no-any-return]
+def _md_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _md_cell(cell: GridCell, without: str = "") -> str:

@@ -33,7 +33,7 @@ MEASURED: dict[str, Any] = {
     "digest": str,
     "scores": str,
 }
-"""Columns of the long table after the coordinates, with their types. ``difference`` is ours minus published."""
+"""Columns of the long table after the coordinates, with their types. ``difference``: ours minus published."""
 
 
 def long_frame(spec: TabulateSpec, outcomes: list[Outcome]) -> "pl.DataFrame":
@@ -46,7 +46,7 @@ def long_frame(spec: TabulateSpec, outcomes: list[Outcome]) -> "pl.DataFrame":
     rows = []
     for outcome in outcomes:
         cell, estimate = outcome.cell, outcome.estimate
-        row = {name: _text(value) for name, value in coordinates(cell).items()}
+        row: dict[str, Any] = {name: _text(value) for name, value in coordinates(cell).items()}
         row["seed"] = cell.seed
         for axis in axes:
             row.setdefault(axis, None)
@@ -56,9 +56,8 @@ def long_frame(spec: TabulateSpec, outcomes: list[Outcome]) -> "pl.DataFrame":
         row |= {"metric": dataset.metric, "higher_is_better": outcome.higher_is_better}
         for name in ("value", "stderr", "low", "high", "n"):
             row[name] = getattr(estimate, name, None)
-        known = estimate is not None and outcome.published is not None
-        row["published"] = outcome.published
-        row["difference"] = estimate.value - outcome.published if known else None  # type: ignore[union-attr,operator]
+        row["published"] = published = outcome.published
+        row["difference"] = estimate.value - published if estimate and published is not None else None
         row |= {"status": outcome.status, "reason": outcome.reason, "digest": outcome.digest}
         row["scores"] = cell.scores
         rows.append(row)
@@ -114,6 +113,8 @@ def tabulate_study(spec: TabulateSpec, results: Path, out_dir: Path) -> dict[str
     atomic_text(files["html"], standalone(grid))
     atomic_text(files["tex"], to_latex(grid))
     return {
-        "cells": {status: sum(o.status == status for o in outcomes) for status in ("ok", "failed", "missing")},
+        "cells": {
+            status: sum(o.status == status for o in outcomes) for status in ("ok", "failed", "missing")
+        },
         "outputs": {path.name: file_sha256(path) for path in files.values()},
     }

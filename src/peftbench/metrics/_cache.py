@@ -1,7 +1,8 @@
-"""Where compiled references and Java's tokens are kept between runs, and how a file is recognised without reading it.
+"""Where compiled references and Java's tokens are kept, and how a file is recognised unread.
 
-The folder is ``$PEFTBENCH_CACHE``, else ``$XDG_CACHE_HOME/peftbench``, else ``~/.cache/peftbench``; ``PEFTBENCH_CACHE=off``
-turns it off. Nothing in it is ever needed: a cache that cannot be read or written is a slower run, not an error.
+The folder is ``$PEFTBENCH_CACHE``, else ``$XDG_CACHE_HOME/peftbench``, else ``~/.cache/peftbench``;
+``PEFTBENCH_CACHE=off`` turns it off. Nothing in it is ever needed: a cache that cannot be read or written is
+a slower run, not an error.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from peftbench.store import atomic_write
 
 HASH_BLOCK = 1 << 20
 RACY_SECONDS = 2.0
-"""A file changed this recently may change again within one tick of the clock: its digest is not trusted by time."""
+"""A file changed this recently may change again within one tick of the clock: its time proves nothing."""
 
 
 def cache_dir() -> Path | None:

@@ -1,7 +1,8 @@
 """ROUGE-L in Python, and METEOR and SPICE through pycocoevalcap's Java programs where these can run.
 
-Source of ROUGE-L: ``Rouge`` of pycocoevalcap 1.2 (beta 1.2; the best precision and the best recall over the references
-may come from different ones; words are cut at single spaces, so an empty caption has one empty word).
+Source of ROUGE-L: ``Rouge`` of pycocoevalcap 1.2 (beta 1.2; the best precision and the best recall over the
+references may come from different ones; words are cut at single spaces, so an empty caption has one empty
+word).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Compiled kernels (numba) of the n-gram metrics: interning words and n-grams, and CIDEr-D and BLEU over integers.
+"""Compiled kernels (numba) of the n-gram metrics: interning of words and n-grams, CIDEr-D, BLEU.
 
-Imported only for large corpora: importing numba costs more than scoring a few hundred captions. The compiled code is
-kept beside this file, or where ``NUMBA_CACHE_DIR`` says, so it is compiled once per machine.
+Imported only for large corpora: importing numba costs more than scoring a few hundred captions. The compiled
+code is kept beside this file, or where ``NUMBA_CACHE_DIR`` says, so it is compiled once per machine.
 
 No kernel changes the order of floating-point additions, so results equal those of pycocoevalcap in every bit.
 """
@@ -20,7 +20,7 @@ _Array = np.ndarray
 
 @njit(cache=True)
 def word_slots(hashes: _Array, known: int, room: int) -> _Array:
-    """Open-addressing table of the first ``known`` words, with place for ``room``: a power of two of int32."""
+    """Open-addressing table of the first ``known`` words: int32, a power of two of at least ``room``."""
     size = 1
     while size < room:
         size *= 2
@@ -37,11 +37,11 @@ def word_slots(hashes: _Array, known: int, room: int) -> _Array:
 def intern_words(
     data: _Array, words: _Array, ends: _Array, hashes: _Array, slots: _Array, tokens: _Array, lines: _Array
 ) -> tuple[int, int, int]:
-    """Word ids of a text whose lines end in a new line; returns (tokens, lines, words) written, or -1 words if full.
+    """Word ids of a text whose lines end in a new line: (tokens, lines, words), or -1 words if full.
 
-    ``words`` holds the bytes of known words one after the other, ``ends`` where each ends, ``hashes`` their hashes,
-    ``slots`` the open-addressing table (a power of two). White space is what ``str.split`` takes for it in ASCII.
-    ``tokens`` receives ids, ``lines`` the number of tokens up to the end of each line.
+    ``words`` holds the bytes of known words one after the other, ``ends`` where each ends, ``hashes`` their
+    hashes, ``slots`` the open-addressing table (a power of two). White space is what ``str.split`` takes for
+    it in ASCII. ``tokens`` receives ids, ``lines`` the number of tokens up to the end of each line.
     """
     known = 0
     while known < len(ends) and ends[known] >= 0:
@@ -97,11 +97,11 @@ def intern_words(
             known += 1
         tokens[written] = word
         written += 1
-    return written, line, known
+    return int(written), int(line), int(known)
 
 
 @njit(cache=True, inline="always")
-def _mix(key: int) -> int:
+def _mix(key: Any) -> Any:
     code = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     code ^= code >> np.uint64(32)
     return np.int64(code & np.uint64(0x7FFFFFFFFFFFFFFF))
@@ -141,12 +141,13 @@ def _duplicate(tokens: _Array, first: int, order: int, position: int, slots: _Ar
 
 @njit(cache=True)
 def count_ngrams(tokens: _Array, ends: _Array, image_ends: _Array, longest: int) -> tuple[Any, ...]:
-    """n-grams (orders 1-4) of reference lines: (table, number of n-grams, document frequencies, ids, counts, sizes).
+    """n-grams (orders 1-4) of reference lines: (table, number, document frequencies, ids, counts, sizes).
 
-    ``tokens`` int32, ``ends`` tokens up to the end of each line, ``image_ends`` lines up to the end of each image.
-    An n-gram of order n is known by the id of its first n-1 words and its last word. ``ids`` and ``counts`` hold the
-    distinct n-grams of each line in the order of first appearance, order by order; ``sizes`` [lines, 4] how many.
-    The document frequency is the number of images whose references hold the n-gram.
+    ``tokens`` int32, ``ends`` tokens up to the end of each line, ``image_ends`` lines up to the end of each
+    image. An n-gram of order n is known by the id of its first n-1 words and its last word. ``ids`` and
+    ``counts`` hold the distinct n-grams of each line in the order of first appearance, order by order;
+    ``sizes`` [lines, 4] how many. The document frequency is the number of images whose references hold the
+    n-gram.
     """
     total = 0
     for line in range(len(ends)):
@@ -221,7 +222,7 @@ def count_ngrams(tokens: _Array, ends: _Array, image_ends: _Array, longest: int)
 
 @njit(cache=True)
 def reference_norms(ids: _Array, counts: _Array, sizes: _Array, frequency: _Array, idf: _Array) -> _Array:
-    """Norm of the tf-idf vector of each reference line per order, float64 [lines, 4]; ``idf`` by document frequency."""
+    """tf-idf norm of each reference line per order, float64 [lines, 4]; ``idf`` by document frequency."""
     norms = np.empty((len(sizes), ORDERS))
     place = 0
     for line in range(len(sizes)):
@@ -251,11 +252,11 @@ def score_candidates(
     image_ends: _Array,
     penalty: _Array,
 ) -> tuple[_Array, _Array, _Array]:
-    """CIDEr-D of each image before the factor of 10, float64 [images]; BLEU's matches [images, 4] and [images, 2].
+    """CIDEr-D of each image over 10, float64 [images]; BLEU's matches [images, 4]; words [images, 2].
 
-    Candidates are ``tokens`` with ``ends``; words that no reference has carry ids beyond theirs. ``lengths`` are words
-    per reference line; ``penalty`` the Gaussian of the difference in bigrams. The last result holds the candidate's
-    words and the words of the reference nearest in length.
+    Candidates are ``tokens`` with ``ends``; words that no reference has carry ids beyond theirs. ``lengths``
+    are words per reference line; ``penalty`` the Gaussian of the difference in bigrams. The last result holds
+    the candidate's words and the words of the reference nearest in length.
     """
     images = len(ends)
     cider = np.empty(images)
@@ -342,7 +343,11 @@ def score_candidates(
                     value /= norm[order] * norms[line, order]
                 total[order] += value * penalty[delta]
             gap = abs(lengths[line] - words)
-            if nearest < 0 or gap < abs(nearest - words) or (gap == abs(nearest - words) and lengths[line] < nearest):
+            if (
+                nearest < 0
+                or gap < abs(nearest - words)
+                or (gap == abs(nearest - words) and lengths[line] < nearest)
+            ):
                 nearest = lengths[line]
             line += 1
         # numpy's mean of four values adds them one after the other.
@@ -353,4 +358,3 @@ def score_candidates(
             for slot in range(limits[order], limits[order + 1]):
                 correct[image, order] += min(own_counts[slot], most[slot])
     return cider, correct, words_of
-

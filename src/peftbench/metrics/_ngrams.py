@@ -1,11 +1,12 @@
 """CIDEr-D and BLEU over tokenised captions, equal to pycocoevalcap 1.2 in every bit.
 
-Source: ``CiderScorer`` and ``BleuScorer`` of pycocoevalcap (salaniz/pycocoevalcap ad63453). What it calls CIDEr is
-CIDEr-D (clipping, Gaussian penalty of the length); its "length" counts bigrams, and the document frequencies are those
-of the references evaluated, so a corpus of one image scores 0.
+Source: ``CiderScorer`` and ``BleuScorer`` of pycocoevalcap (salaniz/pycocoevalcap ad63453). What it calls
+CIDEr is CIDEr-D (clipping, Gaussian penalty of the length); its "length" counts bigrams, and the document
+frequencies are those of the references evaluated, so a corpus of one image scores 0.
 
-Two ways, one result: plain Python for a few hundred captions, compiled kernels (``_ngram_kernels``) for more. All sums
-run over a caption's n-grams in the order of their first appearance, as pycocoevalcap's dictionaries do.
+Two ways, one result: plain Python for a few hundred captions, compiled kernels (``_ngram_kernels``) for more.
+All sums run over a caption's n-grams in the order of their first appearance, as pycocoevalcap's dictionaries
+do.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LIGHT_LIMIT = 12000
 FORMAT = 1
 MAX_WORDS = 65535
 """Longest caption (words) that the kernels' counters hold; a longer one is scored in plain Python."""
-_WIDE_SPACE = {code: " " for code in (0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)}
+_WIDE_SPACE = dict.fromkeys((133, 160, 5760, *range(8192, 8203), 8232, 8233, 8239, 8287, 12288), " ")
 """Non-ASCII characters that ``str.split`` takes for white space (the tokenizer joins "1 1/2" with U+00A0)."""
 
 
@@ -65,7 +66,9 @@ class NgramScores(msgspec.Struct):
         overall = (length + tiny) / (closest + small)
         for order in range(ORDERS):
             running *= (float(self.matches[:, order].sum()) + tiny) / (float(guesses[:, order].sum()) + small)
-            corpus.append(running ** (1.0 / (order + 1)) * (math.exp(1 - 1 / overall) if overall < 1 else 1.0))
+            corpus.append(
+                running ** (1.0 / (order + 1)) * (math.exp(1 - 1 / overall) if overall < 1 else 1.0)
+            )
         return corpus, each
 
 
@@ -144,7 +147,7 @@ def _penalty(delta: int) -> float:
 
 
 class CompiledCaptions(msgspec.Struct):
-    """References as integers (see ``_ngram_kernels``): what scoring needs of them, ready to be kept on disk."""
+    """References as integers (see ``_ngram_kernels``), ready to be kept on disk."""
 
     images: int
     arrays: dict[str, np.ndarray]
@@ -199,12 +202,25 @@ class CompiledCaptions(msgspec.Struct):
 
         try:
             arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
-            return cls(len(arrays["image_ends"]), arrays) if set(arrays) == set(_ARRAYS) else None
+            return cls(len(arrays["image_ends"]), arrays) if set(arrays) == _ARRAYS else None
         except (OSError, ValueError, KeyError):
             return None
 
 
-_ARRAYS = "words word_ends hashes table frequency idf ids counts sizes norms lengths image_ends".split()
+_ARRAYS = {
+    "words",
+    "word_ends",
+    "hashes",
+    "table",
+    "frequency",
+    "idf",
+    "ids",
+    "counts",
+    "sizes",
+    "norms",
+    "lengths",
+    "image_ends",
+}
 
 
 class _Words:
@@ -214,7 +230,7 @@ class _Words:
         self.words, self.ends, self.hashes = words, ends, hashes
 
     def intern(self, lines: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Word ids int32 [tokens] of lines, and the number of tokens up to the end of each line int64 [lines]."""
+        """Word ids int32 [tokens] of lines, and the tokens up to the end of each line int64 [lines]."""
         import numpy as np
 
         from peftbench.metrics import _ngram_kernels as kernels

@@ -1,17 +1,21 @@
-"""Tokens of captions as Stanford's PTBTokenizer gives them: in Python where that is proven, by Java elsewhere.
+"""Tokens of captions as Stanford's PTBTokenizer gives them: in Python where proven, else by Java.
 
-Source: ``PTBTokenizer`` of pycocoevalcap 1.2 (stanford-corenlp-3.4.1, ``-preserveLines -lowerCase``), which also drops
-a list of punctuation tokens. Its behaviour was found by probing it as a black box; no table of it is used here.
+Source: ``PTBTokenizer`` of pycocoevalcap 1.2 (stanford-corenlp-3.4.1, ``-preserveLines -lowerCase``), which
+also drops a list of punctuation tokens. Its behaviour was found by probing it as a black box; no table of it
+is used here.
 
-A line is *ours* if each of its chunks between spaces has one of the forms of ``_CHUNK`` (plain words, clitics,
-hyphenated words, small numbers, usual punctuation around them: 99.7 % of the captions of Flickr30k). Such a line gives
-the same tokens whatever stands around it. Every other line goes to Java, all in one call, and its tokens are kept on
-disk. Java's answer may depend on the next line ("a." before "The"), so the next line goes along.
+A line is *ours* if each of its chunks between spaces has one of the forms of ``_CHUNK`` (plain words,
+clitics, hyphenated words, small numbers, usual punctuation around them: 99.7 % of the captions of Flickr30k).
+Such a line gives the same tokens whatever stands around it. Every other line goes to Java, all in one call,
+and its tokens are kept on disk. Java's answer may depend on the next line ("a." before "The"), so the next
+line goes along.
 
-Without Java, lines that are not ours and not kept are tokenised by ``approximate``, and the caller is told how many.
+Without Java, lines that are not ours and not kept are tokenised by ``approximate``, and the caller is told
+how many.
 
-Characters that end a line for Java but not for pycocoevalcap (CR, VT, FF, U+2028, U+2029) shift all later captions
-there. Here they become spaces, with a count. Lone surrogates, which cannot be written as UTF-8, are dropped.
+Characters that end a line for Java but not for pycocoevalcap (CR, VT, FF, U+2028, U+2029) shift all later
+captions there. Here they become spaces, with a count. Lone surrogates, which cannot be written as UTF-8, are
+dropped.
 """
 
 from __future__ import annotations
@@ -35,8 +39,10 @@ from peftbench.metrics._cache import cache_dir
 
 JavaUse = Literal["auto", "never"]
 JAR = "stanford-corenlp-3.4.1.jar"
-PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
-"""Tokens that pycocoevalcap drops. It compares after lowering the case, so brackets stay, as ``-lrb-`` and so on."""
+PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
+"""Tokens that pycocoevalcap drops. It compares after lowering the case, so brackets stay (``-lrb-``)."""
 _SEPARATORS = re.compile("[\r\x0b\x0c\u2028\u2029]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 CACHE_LIMIT = 64 << 20
@@ -59,18 +65,23 @@ class Tokenized(msgspec.Struct):
     """Captions that held a separator of lines or a lone surrogate."""
 
 
-# Abbreviations that keep their period inside a line, found by probing: in lower case; with a capital; missing in capitals.
-_ABBREVIATED = frozenset(
-    "adj adm adv al ala alex apr ariz assn assoc asst atty aug ave bhd bldg blvd brig bros calif capt cf cie cmdr co "
-    "col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov "
-    "govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md mfg mich minn mlle mme mo "
-    "mon mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn pfc ph plc ppte ppty pres prof profs pte ptes pty "
-    "ptys pvt rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt sys tel tenn thu thurs treas tue "
-    "tues univ va vs vt wed wis wisc wm wyo".split()
+# Abbreviations that keep their period, found by probing: in lower case; with a capital; in capitals.
+_ABBREVIATIONS = """
+adj adm adv al ala alex apr ariz assn assoc asst atty aug ave bhd bldg blvd brig bros calif capt cf cie
+cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri
+ft ga gen gov govs hon inc ind insp intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md mfg
+mich minn mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn pfc ph plc ppte ppty
+pres prof profs pte ptes pty ptys pvt rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste
+supt sys tel tenn thu thurs treas tue tues univ va vs vt wed wis wisc wm wyo
+"""
+_ABBREVIATED = frozenset(_ABBREVIATIONS.split())
+_ABBREVIATED_TITLE = _ABBREVIATED | frozenset(
+    ["ark", "az", "del", "ill", "la", "mass", "miss", "ore", "pa", "tex", "wash"]
 )
-_ABBREVIATED_TITLE = _ABBREVIATED | frozenset("ark az del ill la mass miss ore pa tex wash".split())
-_ABBREVIATED_UPPER = _ABBREVIATED_TITLE - frozenset("mfg mtg ppte ppty pte ptes pty ptys".split())
-_BEFORE_NUMBER = frozenset("art ca fig figs no nos op pp prop".split())
+_ABBREVIATED_UPPER = _ABBREVIATED_TITLE - frozenset(
+    ["mfg", "mtg", "ppte", "ppty", "pte", "ptes", "pty", "ptys"]
+)
+_BEFORE_NUMBER = frozenset(["art", "ca", "fig", "figs", "no", "nos", "op", "pp", "prop"])
 _SPLIT = {
     "cannot": "can not",
     "gimme": "gim me",
@@ -83,7 +94,7 @@ _CHUNK = re.compile(
     r"""(?P<open>[("]?)
     (?: (?P<word>[A-Za-z]+) (?P<clitic>'(?:[sS]|[rR][eE]|[vV][eE]|[lL][lL]|[dD]|[mM])|(?<=[sS])'(?![A-Za-z]))?
       | (?P<negated>[A-Za-z]+)[nN]'[tT]
-      | (?P<compound>[A-Za-z]+(?:-[A-Za-z]+)+|[A-Za-z]{2,}/[A-Za-z]{2,}|[0-9]{1,4}-[A-Za-z]+(?:-[A-Za-z]+)*)(?P<own>'s)?
+      | (?P<compound>[A-Za-z]+(?:-[A-Za-z]+)+|[A-Za-z]{2,}/[A-Za-z]{2,}|[0-9]{1,4}(?:-[A-Za-z]+)+)(?P<own>'s)?
       | (?P<number>[0-9]+)
       | (?P<ordinal>[0-9]*(?:1st|2nd|3rd|[04-9]th)|[0-9]{2,4}s)
     )?
@@ -98,7 +109,7 @@ class _NotOursError(Exception):
 
 
 def chunk_tokens(chunk: str) -> str:
-    """Tokens of one chunk of a line, joined by spaces ("" where all are dropped); raises where it is not ours."""
+    """Tokens of one chunk, joined by spaces ("" where all are dropped); raises where it is not ours."""
     if chunk == "&":
         return chunk
     if chunk in ("-", "--"):
@@ -117,7 +128,9 @@ def chunk_tokens(chunk: str) -> str:
         core = f"{negated.lower()} n't"
     elif compound := match["compound"]:
         tail = re.split("[-/]", compound)[-1].lower()
-        if (period or mark == "...") and (len(tail) == 1 or tail in _ABBREVIATED_TITLE or tail in _BEFORE_NUMBER):
+        if (period or mark == "...") and (
+            len(tail) == 1 or tail in _ABBREVIATED_TITLE or tail in _BEFORE_NUMBER
+        ):
             raise _NotOursError
         core = compound.lower() + (" 's" if match["own"] else "")
     elif number := match["number"]:
@@ -193,7 +206,11 @@ def tokenize(captions: Sequence[str], java: JavaUse = "auto") -> Tokenized:
                 raise _NotOursError
             # Chunks are not stripped of tabs and the like, so a line that has them is not ours.
             tokens = " ".join(map(tokens_of, line.split(" ")))
-            out.append(" ".join(tokens.split()) if "  " in tokens or tokens[:1] == " " or tokens[-1:] == " " else tokens)
+            out.append(
+                " ".join(tokens.split())
+                if "  " in tokens or tokens[:1] == " " or tokens[-1:] == " "
+                else tokens
+            )
         except _NotOursError:
             foreign.append(place)
             out.append("")
@@ -209,7 +226,7 @@ def _by_java(lines: list[str], foreign: list[int], use: JavaUse, result: Tokeniz
     wanted = [key for key in dict.fromkeys(keys) if key not in kept]
     fresh: dict[tuple[str, str], str] = {}
     if wanted and use == "auto" and (binary := java_binary()) is not None and (jar := jar_path()) is not None:
-        nexts = dict(zip(keys, (_next(lines, place) for place in foreign), strict=True))
+        nexts = dict(zip(keys, (_following(lines, place) for place in foreign), strict=True))
         fresh = _ask_java(binary, jar, [(key, nexts[key]) for key in wanted])
         _keep(fresh)
     for place, key in zip(foreign, keys, strict=True):
@@ -225,19 +242,26 @@ def _by_java(lines: list[str], foreign: list[int], use: JavaUse, result: Tokeniz
 
 
 END = "\n"
-"""Context of the last line: no line can hold a new line."""
+"""Mark of a context that reaches the end of the text: no line can hold a new line."""
 
 
-def _next(lines: list[str], place: int) -> str:
-    return lines[place + 1] if place + 1 < len(lines) else END
+def _following(lines: list[str], place: int) -> list[str]:
+    """The lines after a line up to the first that is not blank; the last item is ``END`` where all are blank."""
+    stop = place + 1
+    while stop < len(lines) and not lines[stop].strip():
+        stop += 1
+    return lines[place + 1 : stop + 1] if stop < len(lines) else [*lines[place + 1 :], END]
 
 
 def _context(lines: list[str], place: int) -> str:
-    """What of the next line can matter: nothing unless the line ends in a period or is the last one."""
-    following = _next(lines, place)
-    if following == END:
-        return END
-    return following[:HEAD] if lines[place].rstrip().endswith(".") else ""
+    """What of the following lines can matter: nothing unless the line ends in a period or none follows."""
+    following = _following(lines, place)
+    if following[-1] == END:
+        return "\n".join(following)
+    if not lines[place].rstrip().endswith("."):
+        return ""
+    last = following[-1]
+    return "\n".join([*following[:-1], last[: len(last) - len(last.lstrip()) + HEAD]])
 
 
 def java_binary() -> str | None:
@@ -260,43 +284,69 @@ def run_java(binary: str, jar: Path, lines: Sequence[str]) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="peftbench-ptb-") as folder:
         source = Path(folder) / "captions.txt"
         source.write_bytes("\n".join(lines).encode())
-        command = [binary, "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+        command = [
+            binary,
+            "-cp",
+            str(jar),
+            "edu.stanford.nlp.process.PTBTokenizer",
+            "-preserveLines",
+            "-lowerCase",
+        ]
         done = subprocess.run([*command, str(source)], capture_output=True, check=False)
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[:1]
-        raise UserError(f"Java's tokenizer failed ({' '.join(reason)}): set java: never, or mend the Java installation")
+        raise UserError(
+            f"Java's tokenizer failed ({' '.join(reason)}): set java: never, or mend the Java installation"
+        )
     return done.stdout.decode().split("\n")
 
 
-def _ask_java(binary: str, jar: Path, wanted: list[tuple[tuple[str, str], str]]) -> dict[tuple[str, str], str]:
-    # Each line with its next one, then a plain word, so that no pair touches another; a last line comes last.
-    wanted = sorted(wanted, key=lambda item: item[0][1] == END)
+def _ask_java(
+    binary: str, jar: Path, wanted: list[tuple[tuple[str, str], list[str]]]
+) -> dict[tuple[str, str], str]:
+    # Each line with those that follow it, then a plain word, so that none touches another; the last line comes last.
+    wanted = sorted(wanted, key=lambda item: item[0][1].endswith(END))
     lines: list[str] = []
     rows = []
     for (line, context), following in wanted:
         rows.append(len(lines))
-        lines += [line] if context == END else [line, following if context else "x", "x"]
+        lines.append(line)
+        if context.endswith(END):
+            lines += following[:-1]
+        else:
+            lines += [*(following if context else ["x"]), "x"]
     out = run_java(binary, jar, lines)
     if len(out) < len(lines):
-        raise UserError(f"Java's tokenizer returned {len(out)} lines for {len(lines)}: a caption holds a line separator")
+        raise UserError(
+            f"Java's tokenizer returned {len(out)} lines for {len(lines)}: a caption holds a line separator"
+        )
     return {
         key: " ".join(word for word in out[row].rstrip().split(" ") if word not in PUNCTUATION)
         for (key, _), row in zip(wanted, rows, strict=True)
     }
 
 
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_APPROXIMATE = re.compile(
+    r"""(?:[^\W\d_]\.){2,}                       # u.s.
+    | '(?:s|re|ve|ll|d|m)\b | [^\W_]+(?=n't) | n't
+    | [^\W_]+(?:(?:[-/.&@_]|(?<=\d)[,:](?=\d))[^\W_]+)*
+    | \*+ | _+ | [()\[\]{}%$\#&@+=<>|^~/\\]""",
+    re.VERBOSE,
+)
+
+
 def approximate(line: str) -> str:
-    """The nearest rule without Java: lower case, words with their clitics and inner marks, punctuation dropped."""
+    """The nearest rule without Java: words in lower case, clitics apart, punctuation dropped."""
     tokens: list[str] = []
     for chunk in line.split():
         try:
             tokens += chunk_tokens(chunk).split()
         except _NotOursError:
-            tokens += [piece for piece in _APPROXIMATE.findall(chunk.lower()) if piece not in PUNCTUATION]
+            tokens += [
+                _BRACKETS.get(piece, piece) for piece in _APPROXIMATE.findall(chunk.lower().replace("’", "'"))
+            ]
     return " ".join(tokens)
-
-
-_APPROXIMATE = re.compile(r"(?:[^\W_]\.){2,}|'(?:s|re|ve|ll|d|m)\b|[^\W_]+(?=n't)|n't|[^\W_]+(?:[-/.:,&@][^\W_]+)*|[%$#&]")
 
 
 def _kept_file() -> Path | None:

@@ -30,7 +30,7 @@ def decode_lines(data: bytes, kind: type[R], path: Path) -> list[R]:
     try:
         return msgspec.json.Decoder(kind).decode_lines(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # Slow way: name the row. Lone surrogates, which only the standard library accepts, come through here too.
+        # Slow way: name the row. Lone surrogates, which msgspec refuses, come through here too.
         rows = []
         for number, line in enumerate(data.split(b"\n"), start=1):
             if line.strip():
@@ -76,7 +76,7 @@ def unique_ids(ids: Iterable[RowId], what: str) -> dict[str, int]:
     positions: dict[str, int] = {}
     for position, name in enumerate(ids):
         if positions.setdefault(str(name), position) != position:
-            raise UserError(f"{what}: id {ascii(name)} appears twice: keep one row per id")
+            raise UserError(f"{what}: id {name!a} appears twice: keep one row per id")
     return positions
 
 
@@ -85,8 +85,8 @@ def align(
 ) -> list[int]:
     """Position in ``given`` of each wanted id; -1 for a missing one where ``missing`` is told of it.
 
-    Ids in ``given`` that appear twice, that no reference has, or (without ``missing``) that have no prediction are a
-    UserError. ``wanted`` ids are known to be unique.
+    Ids in ``given`` that appear twice, that no reference has, or (without ``missing``) that have no
+    prediction are a UserError. ``wanted`` ids are known to be unique.
     """
     if wanted == given:
         return list(range(len(given)))
@@ -95,11 +95,11 @@ def align(
     out = [positions.pop(name, -1) for name in names]
     if positions:
         extra = given[next(iter(positions.values()))]
-        raise UserError(f"{what}: id {ascii(extra)} is in no reference row: remove it or add its reference")
+        raise UserError(f"{what}: id {extra!a} is in no reference row: remove it or add its reference")
     for name, position in zip(wanted, out, strict=True):
         if position < 0:
             if missing is None:
-                raise UserError(f"{what}: no prediction for id {ascii(name)}: every reference row needs one")
+                raise UserError(f"{what}: no prediction for id {name!a}: every reference row needs one")
             missing(name)
     return out
 

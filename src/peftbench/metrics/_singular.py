@@ -1,9 +1,9 @@
 """Singular of an English word by suffix rules, with the slips that CHAIR's results depend on.
 
-CHAIR takes the singular of every word with ``singularize`` of the library pattern. This is a restatement of how that
-behaves, for the words that can name objects: rules are tried in order and the first that fits wins; a final "s" goes
-unless a rule before it says otherwise. So "bus" becomes "bu", "glass" "glas", "ties" "ty" and "dress" "dres". Words that
-are a *tail* of a word without singular stay ("s" is a tail of "news").
+CHAIR takes the singular of every word with ``singularize`` of the library pattern. This is a restatement of
+how that behaves, for the words that can name objects: rules are tried in order and the first that fits wins;
+a final "s" goes unless a rule before it says otherwise. So "bus" becomes "bu", "glass" "glas", "ties" "ty"
+and "dress" "dres". Words that are a *tail* of a word without singular stay ("s" is a tail of "news").
 """
 
 from __future__ import annotations
@@ -11,36 +11,34 @@ from __future__ import annotations
 import functools
 import re
 
-_UNINFLECTED = (
-    "bison bream breeches britches carp chassis christmas clippers cod contretemps corps debris diabetes djinn eland elk "
-    "flounder gallows georgia graffiti headquarters herpes high-jinks homework innings jackanapes mackerel measles mews "
-    "mumps news pincers pliers proceedings rabies salmon scissors series shears species swine swiss trout tuna whiting "
-    "wildebeest"
-).split()
-_UNCOUNTABLE = (
-    "advice bread butter cheese electricity equipment fruit furniture garbage gravel happiness information ketchup "
-    "knowledge love luggage mathematics mayonnaise meat mustard news progress research rice sand software understanding "
-    "water"
-).split()
-_UNCHANGED = (*_UNINFLECTED, *_UNCOUNTABLE)
-_IE = tuple(
-    f"{word}s"
-    for word in (
-        "alergie auntie beanie birdie bogie bombie collie cookie cutie doggie eyrie freebie goonie groupie hankie hippie "
-        "hoagie hottie indie junkie laddie laramie lingerie meanie newbie nightie oldie pixie quickie reverie rookie "
-        "softie sortie stoolie sweetie techie toughie valkyrie veggie weenie yuppie zombie"
-    ).split()
-)
-_IRREGULAR = dict(
-    pair.split(">")
-    for pair in (
-        "atlantes>atlas atlases>atlas axes>axe beeves>beef brethren>brother children>child corpora>corpus corpuses>corpus "
-        "ephemerides>ephemeris feet>foot ganglia>ganglion geese>goose genera>genus genii>genie graffiti>graffito "
-        "helves>helve kine>cow leaves>leaf loaves>loaf men>man mongooses>mongoose monies>money moves>move mythoi>mythos "
-        "numena>numen occipita>occiput octopodes>octopus opera>opus opuses>opus our>my oxen>ox penes>penis penises>penis "
-        "people>person sexes>sex soliloquies>soliloquy teeth>tooth testes>testis trilbys>trilby turves>turf zoa>zoon"
-    ).split()
-)
+# Words without a singular of their own, and words that have no plural.
+_UNINFLECTED = """
+bison bream breeches britches carp chassis christmas clippers cod contretemps corps debris diabetes djinn
+eland elk flounder gallows georgia graffiti headquarters herpes high-jinks homework innings jackanapes
+mackerel measles mews mumps news pincers pliers proceedings rabies salmon scissors series shears species
+swine swiss trout tuna whiting wildebeest
+"""
+_UNCOUNTABLE = """
+advice bread butter cheese electricity equipment fruit furniture garbage gravel happiness information
+ketchup knowledge love luggage mathematics mayonnaise meat mustard news progress research rice sand
+software understanding water
+"""
+_UNCHANGED = (*_UNINFLECTED.split(), *_UNCOUNTABLE.split())
+_IE_WORDS = """
+alergie auntie beanie birdie bogie bombie collie cookie cutie doggie eyrie freebie goonie groupie hankie
+hippie hoagie hottie indie junkie laddie laramie lingerie meanie newbie nightie oldie pixie quickie
+reverie rookie softie sortie stoolie sweetie techie toughie valkyrie veggie weenie yuppie zombie
+"""
+_IE = tuple(f"{word}s" for word in _IE_WORDS.split())
+_IRREGULAR_PLURALS = """
+atlantes>atlas atlases>atlas axes>axe beeves>beef brethren>brother children>child corpora>corpus
+corpuses>corpus ephemerides>ephemeris feet>foot ganglia>ganglion geese>goose genera>genus genii>genie
+graffiti>graffito helves>helve kine>cow leaves>leaf loaves>loaf men>man mongooses>mongoose monies>money
+moves>move mythoi>mythos numena>numen occipita>occiput octopodes>octopus opera>opus opuses>opus our>my
+oxen>ox penes>penis penises>penis people>person sexes>sex soliloquies>soliloquy teeth>tooth testes>testis
+trilbys>trilby turves>turf zoa>zoon
+"""
+_IRREGULAR = dict(pair.split(">") for pair in _IRREGULAR_PLURALS.split())
 _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (

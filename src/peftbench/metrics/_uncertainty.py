@@ -31,33 +31,32 @@ def cluster_codes(keys: Sequence[str]) -> np.ndarray | None:
     shared = [key for key in keys if key]
     if len(set(shared)) == len(shared):
         return None
-    codes: dict[str, int] = {}
+    codes: dict[str | tuple[str, int], int] = {}
     out = np.empty(len(keys), dtype=np.int64)
     for row, key in enumerate(keys):
         # A tuple cannot collide with a string: a row without an image never shares its cluster.
-        out[row] = codes.setdefault(key or ("", row), len(codes))  # type: ignore[call-overload]
+        out[row] = codes.setdefault(key or ("", row), len(codes))
     return out
 
 
 def mean_uncertainty(
     scores: Sequence[float] | np.ndarray, clusters: np.ndarray | None, settings: MetricSettings
 ) -> Uncertainty:
-    """Uncertainty of the mean of ``scores`` [n] under resampling of clusters (rows, where ``clusters`` is None).
+    """Uncertainty of the mean of ``scores`` [n] over clusters (rows, where ``clusters`` is None).
 
-    Standard error: sqrt(G/(G-1) * sum_g (sum of deviations in g)^2) / n, the cluster-robust form that lmms-eval uses
-    (Miller, "Adding Error Bars to Evals", 2024) with the usual factor for few clusters; for clusters of one it is the
-    textbook s/sqrt(n). Interval: percentiles of the ratio sum/count over resampled clusters.
+    Standard error: sqrt(G/(G-1) * sum_g (sum of deviations in g)^2) / n, the cluster-robust form that
+    lmms-eval uses (Miller, "Adding Error Bars to Evals", 2024) with the usual factor for few clusters; for
+    clusters of one it is the textbook s/sqrt(n). Interval: percentiles of the ratio sum/count over resampled
+    clusters.
     """
     import numpy as np
 
     x = np.asarray(scores, dtype=np.float64)
     n = len(x)
     mean = float(x.mean())
-    if clusters is None:
-        sums, counts = x, np.ones(n)
-    else:
-        sums = np.bincount(clusters, weights=x)
-        counts = np.bincount(clusters).astype(np.float64)
+    own = np.arange(n) if clusters is None else clusters
+    sums = np.bincount(own, weights=x)
+    counts = np.bincount(own, weights=np.ones(n))
     groups = len(sums)
     deviation = sums - mean * counts
     stderr = float(np.sqrt(groups / (groups - 1) * np.dot(deviation, deviation)) / n) if groups > 1 else 0.0
@@ -82,7 +81,7 @@ def _bootstrap_means(sums: np.ndarray, counts: np.ndarray, replicates: int, seed
 
     rng = np.random.default_rng(seed)
     groups = len(sums)
-    # A resample depends only on how often each distinct (sum, count) is drawn, and VQA scores take few values:
+    # A resample depends only on how often each distinct (sum, count) is drawn, and scores take few values:
     # drawing these multinomial counts is the same bootstrap at a fraction of the cost.
     pairs = np.round(sums, 9) + 1j * counts
     distinct, multiplicity = np.unique(pairs, return_counts=True)

@@ -1,7 +1,8 @@
-"""VQA references compiled to integers: each distinct answer is normalised once, however often annotators gave it.
+"""VQA references compiled to integers: each distinct answer is normalised once.
 
-A question becomes one row of answer ids, so that scoring a prediction is comparing one integer with ten. References
-read from a file are kept by its digest (``_cache``): the second evaluation on the same file reads a few megabytes.
+A question becomes one row of answer ids, so that scoring a prediction is comparing one integer with ten.
+References read from a file are kept by its digest (``_cache``): the second evaluation on the same file reads
+a few megabytes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ FORMS = ("raw", "clean", "normalised", "evalai", "stripped")
 
 
 class Labels(msgspec.Struct):
-    """A label per question: names, and the position of each question's name in them, int32 [n]. No names: no labels."""
+    """A label per question: names, and the position of each question's in them int32 [n], or none."""
 
     names: list[str]
     codes: np.ndarray | None
@@ -58,9 +59,9 @@ class Compiled(msgspec.Struct):
     answer_types: Labels
     question_types: Labels
     groups: list[tuple[np.ndarray, np.ndarray]]
-    """Per group: positions of its questions int64 [m], raw answer ids int32 [width, m] (annotator by annotator)."""
+    """Per group: positions of its questions int64 [m], raw answer ids int32 [width, m]."""
     forms: dict[str, np.ndarray]
-    """Per form (see ``FORMS``): id in ``vocabulary`` of that form of each raw answer, int32 [distinct answers]."""
+    """Per form (see ``FORMS``): id in ``vocabulary`` of that form of each raw answer, int32 [answers]."""
     vocabulary: dict[str, int]
 
 
@@ -130,8 +131,10 @@ class _Columns:
             raise UserError(f'{where}: row {self.ids.index("")} has no "id" (or "question_id"): add one')
         if 0 in self.widths:
             name = self.ids[self.widths.index(0)]
-            raise UserError(f"{where}: row {ascii(name)} has no answers: give at least one (real data has ten)")
-        if len(set(self.ids)) < len(self.ids) or isinstance(self.ids[0], str) != isinstance(self.ids[-1], str):
+            raise UserError(f"{where}: row {name!a} has no answers: give at least one (real data has ten)")
+        if len(set(self.ids)) < len(self.ids) or isinstance(self.ids[0], str) != isinstance(
+            self.ids[-1], str
+        ):
             unique_ids(self.ids, where)
         flat = np.frombuffer(self.flat, dtype=np.int32)
         widths = np.frombuffer(self.widths, dtype=np.int32)
@@ -201,7 +204,7 @@ class _Official(msgspec.Struct):
 
 
 def load_references(path: Path, use_cache: bool = True) -> Compiled:
-    """References of a file: official annotations, a JSON array, or JSON lines; compiled ones where they are kept.
+    """References of a file: official annotations, a JSON array, or JSON lines; compiled where kept.
 
     Raises UserError naming the row for bad rows and for ids that appear twice.
     """
@@ -221,8 +224,9 @@ def load_references(path: Path, use_cache: bool = True) -> Compiled:
 def _fast_chunks(path: Path) -> Iterator[list[_Row]]:
     """Rows of a well-formed file, a few megabytes of text at a time; DecodeError where the file is not so.
 
-    A JSON array is cut between its objects, at the text that stands between the first two of them. Where that text
-    also occurs inside a string, or the cut fails for any other reason, decoding fails and the slow way is taken.
+    A JSON array is cut between its objects, at the text that stands between the first two of them. Where that
+    text also occurs inside a string, or the cut fails for any other reason, decoding fails and the slow way
+    is taken.
     """
     with path.open("rb") as handle:
         block = handle.read(BLOCK).removeprefix(b"\xef\xbb\xbf")

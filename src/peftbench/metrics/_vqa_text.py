@@ -1,12 +1,13 @@
 """Answer normalisation of the public VQA evaluators, restated with a short way for plain answers.
 
-Sources: ``VQAEval`` of GT-Vision-Lab/VQA (a013f00), its 2017 form (a4f1afd), and the EvalAI answer processor of
-LLaVA's ``m4c_evaluator.py`` (c121f04). Their slips are kept, because scores depend on them:
+Sources: ``VQAEval`` of GT-Vision-Lab/VQA (a013f00), its 2017 form (a4f1afd), and the EvalAI answer processor
+of LLaVA's ``m4c_evaluator.py`` (c121f04). Their slips are kept, because scores depend on them:
 
 - whether a punctuation mark is deleted or becomes a space is decided on the text before any mark was touched;
 - the pattern for periods has a mistyped look-behind, so a period goes unless a digit follows it;
 - ``re.UNICODE`` is passed as the count of that substitution: at most 32 periods go;
-- the table of contractions has dead keys (capitals, though the text is lower case by then) and one reversed entry.
+- the table of contractions has dead keys (capitals, though the text is lower case by then) and one reversed
+  entry.
 
 ``\\d``, ``lower`` and ``split`` are those of Python 3: non-ASCII digits and white space count.
 """
@@ -25,22 +26,23 @@ _COMMA_M4C = re.compile(r"(?<=\d),+(?=\d)")
 _EVALAI_OWN = re.compile(r"[,?'\x00-\x1f]")
 _PLAIN = re.compile(r"[a-z0-9]+(?: [a-z0-9]+)*")
 
-_NUMBERS = ("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split())
+_NUMBERS = "none>0 zero>0 one>1 two>2 three>3 four>4 five>5 six>6 seven>7 eight>8 nine>9 ten>10"
 _ARTICLES = ("a", "an", "the")
 
 # Words whose missing apostrophe is restored: the key is the word without any.
-_BARE = (
-    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't "
-    "it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't "
-    "somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's "
-    "they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's "
-    "where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"
-).split()
+_BARE = """
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll
+how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't
+should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's
+there'd there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's
+what've when's where'd where's where've who'd who'll who's who've why'll why're why's won't would've
+wouldn't y'all you'd you'll you're you've
+"""
 # Words with two apostrophes: the keys lack the first or the second one.
-_DOUBLE = (
-    "couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've "
-    "something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've"
-).split()
+_DOUBLE = """
+couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
+something'd've there'd've they'd've we'd've who'd've wouldn't've you'd've
+"""
 # The rest of the table, as it is: capitals that never match, the reversed entry, and three-part words.
 _IRREGULAR = {
     "ow's'at": "'ow's'at",
@@ -62,8 +64,8 @@ _IRREGULAR = {
 
 
 def _contractions() -> dict[str, str]:
-    table = {word.replace("'", ""): word for word in _BARE}
-    for word in _DOUBLE:
+    table = {word.replace("'", ""): word for word in _BARE.split()}
+    for word in _DOUBLE.split():
         first, second, third = word.split("'")
         table[f"{first}{second}'{third}"] = word
         table[f"{first}'{second}{third}"] = word
@@ -75,9 +77,9 @@ CONTRACTIONS = _contractions()
 
 
 def _words() -> dict[str, str]:
-    """What becomes of a single lower-case word; "" for an article. Numbers come first, then articles, then these."""
+    """What becomes of a lower-case word; "" for an article. Numbers come first, then articles."""
     table = dict(CONTRACTIONS)
-    table.update(zip(*_NUMBERS, strict=True))
+    table |= dict(pair.split(">") for pair in _NUMBERS.split())
     table.update(dict.fromkeys(_ARTICLES, ""))
     return table
 
@@ -112,7 +114,7 @@ def map_words(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """The official normalisation of one answer or prediction (which the caller skips for unanimous answers)."""
+    """The official normalisation of an answer or prediction (skipped where answers are unanimous)."""
     return map_words(strip_marks(clean(text)))
 
 
@@ -133,7 +135,7 @@ def prediction_forms(text: str) -> tuple[str, str, str, str]:
         return text, form, form, form if "'" not in form else normalise(form)
     cleaned = clean(text)
     form = map_words(strip_marks(cleaned))
-    # Without , ? ' and white space other than " ", the EvalAI processor differs only in when it lowers the case.
+    # Without , ? ' and control characters, the EvalAI processor differs only in when it lowers the case.
     submitted = form if text.isascii() and not _EVALAI_OWN.search(text) else evalai(text)
     return cleaned, form, submitted, submitted if _PLAIN.fullmatch(submitted) else normalise(submitted)
 

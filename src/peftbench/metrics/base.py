@@ -1,4 +1,4 @@
-"""What every metric returns, the settings all share, and the registry: one module per metric, found by its name."""
+"""What every metric returns, the settings all share, and the registry: one module per metric."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class MetricResult(msgspec.Struct, kw_only=True):
     """A corpus score with everything needed to judge it.
 
-    ``value``, ``per_example``, ``stderr`` and ``interval`` are on 0-100 (CIDEr x100, so it may exceed 100; the MMHAL
-    rating stays on its own scale of 0 to 6). ``per_example`` is in the order of the predictions.
+    ``value``, ``per_example``, ``stderr`` and ``interval`` are on 0-100 (CIDEr x100, so it may exceed 100;
+    the MMHAL rating stays on its own scale of 0 to 6). ``per_example`` is in the order of the predictions.
     """
 
     value: float
@@ -49,7 +49,7 @@ class MetricSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class Metric(Protocol):
-    """The interface of a metric module. Its ``Settings`` are a ``MetricSettings`` with the metric's own fields."""
+    """The interface of a metric module; its ``Settings`` add the metric's own fields."""
 
     Settings: type[MetricSettings]
 
@@ -94,7 +94,9 @@ def read_settings(kind: type[S], settings: dict[str, Any], metric: str) -> S:
     except msgspec.ValidationError as error:
         raise UserError(f"settings of metric {metric}: {error}") from None
     if not 0.0 < typed.confidence < 1.0 or typed.replicates < 0:
-        raise UserError(f"settings of metric {metric}: confidence must lie in (0, 1) and replicates must be >= 0")
+        raise UserError(
+            f"settings of metric {metric}: confidence must lie in (0, 1) and replicates must be >= 0"
+        )
     return typed
 
 
@@ -107,7 +109,7 @@ def check_lengths(predictions: Sequence[str], examples: Sequence[Example]) -> No
     for prediction, example in zip(predictions, examples, strict=True):
         if not isinstance(prediction, str):
             raise UserError(
-                f"the prediction of {example.id!r} is {type(prediction).__name__}, not a string: write it in quotes"
+                f"the prediction of {example.id!a} is {type(prediction).__name__}, not a string: quote it"
             )
 
 
@@ -118,7 +120,9 @@ def source_of(example: Example) -> dict[str, Any]:
     try:
         facts = msgspec.json.decode(example.source)
     except msgspec.DecodeError as error:
-        raise UserError(f"source of example {example.id!r} is not JSON ({error}): prepare the data set again") from None
+        raise UserError(
+            f"source of example {example.id!r} is not JSON ({error}): prepare the data set again"
+        ) from None
     return facts if isinstance(facts, dict) else {}
 
 
@@ -154,4 +158,6 @@ def split_means(scores: Sequence[float], labels: Sequence[str]) -> dict[str, dic
     for score, label in zip(scores, labels, strict=True):
         if label:
             sums.setdefault(label, []).append(score)
-    return {label: {"value": sum(sums[label]) / len(sums[label]), "n": len(sums[label])} for label in sorted(sums)}
+    return {
+        label: {"value": sum(sums[label]) / len(sums[label]), "n": len(sums[label])} for label in sorted(sums)
+    }

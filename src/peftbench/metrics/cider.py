@@ -1,9 +1,10 @@
-"""CIDEr of captions, equal to pycocoevalcap per image and corpus, with BLEU, ROUGE-L, METEOR and SPICE beside it.
+"""CIDEr of captions, equal to pycocoevalcap's; BLEU, ROUGE-L, METEOR and SPICE beside it.
 
-Source: ``COCOEvalCap`` of pycocoevalcap 1.2: PTB tokens of all references, then of all candidates, then the scorers.
-Its CIDEr is CIDEr-D; the value here is that score times 100, as papers print it (it may exceed 100). Document
-frequencies come from the references evaluated, so the score depends on which images are scored together: the record
-holds their number and a digest of their references. Shards must never be averaged, and one image alone scores 0.
+Source: ``COCOEvalCap`` of pycocoevalcap 1.2: PTB tokens of all references, then of all candidates, then the
+scorers. Its CIDEr is CIDEr-D; the value here is that score times 100, as papers print it (it may exceed 100).
+Document frequencies come from the references evaluated, so the score depends on which images are scored
+together: the record holds their number and a digest of their references. Shards must never be averaged, and
+one image alone scores 0.
 
 Tokens come from ``_ptb``: without Java, a few lines in a thousand are tokenised by the nearest rule; then
 ``extra["tokens"]["exact"]`` is false and says how many.
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 class Settings(MetricSettings, frozen=True, kw_only=True):
     """Settings of the caption metrics."""
 
-    also: list[Literal["bleu", "rouge_l", "meteor", "spice"]] = ["bleu", "rouge_l"]
+    also: tuple[Literal["bleu", "rouge_l", "meteor", "spice"], ...] = ("bleu", "rouge_l")
     """Further metrics for the record. METEOR and SPICE need Java and take far longer than the rest."""
     java: Literal["auto", "never"] = "auto"
-    """Whether Java tokenises the lines that the Python tokenizer does not vouch for, where there is a Java."""
+    """Whether Java, where there is one, tokenises the lines that Python does not vouch for."""
 
 
 class _Kept(msgspec.Struct):
@@ -55,7 +56,7 @@ def score(predictions: Sequence[str], examples: Sequence[Example], settings: dic
     references = [example.answers for example in examples]
     for example in examples:
         if not example.answers:
-            raise UserError(f"row {ascii(example.id)} has no reference captions: give at least one")
+            raise UserError(f"row {example.id!a} has no reference captions: give at least one")
     flat = [text for texts in references for text in texts]
     digest = captions_digest([*flat, *(str(len(texts)) for texts in references)])
     candidates = tokenize(predictions, typed.java)
@@ -89,7 +90,7 @@ def _references(
 
     heavy = len(flat) + candidates > _ngrams.LIGHT_LIMIT
     folder = _cache.cache_dir() if heavy else None
-    # What a machine without Java made must not be taken for exact on one with it, so only exact tokens are kept.
+    # What a machine without Java made must not be taken for exact: only exact tokens are kept.
     stored = folder / "captions" / f"{digest}-{_ngrams.FORMAT}" if folder is not None else None
     if stored is not None and settings.java == "auto":
         compiled = _ngrams.CompiledCaptions.load(stored)

@@ -1,7 +1,8 @@
 """Exact match against one or more answers: OCR-VQA, and any other task with a closed form.
 
-Source: ``evaluate_exact_match_accuracy`` of Qwen-VL's ``evaluate_vqa.py`` (aa00ed0): the best over the annotations of
-``answer.strip().lower() == annotation.strip().lower()``. A trailing period makes an answer wrong there.
+Source: ``evaluate_exact_match_accuracy`` of Qwen-VL's ``evaluate_vqa.py`` (aa00ed0): the best over the
+annotations of ``answer.strip().lower() == annotation.strip().lower()``. A trailing period makes an answer
+wrong there.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class Settings(MetricSettings, frozen=True, kw_only=True):
     """Settings of exact match."""
 
     strictness: Strictness = "official"
-    """``verbatim``: the same characters; ``official``: stripped and in lower case; ``lenient``: also without periods and
-    exclamation marks at the end, and with single spaces. The record holds all three."""
+    """``verbatim``: the same characters; ``official``: stripped, in lower case; ``lenient``: also with single
+    spaces and without final periods and exclamation marks. The record holds all three."""
 
 
 def lenient(text: str) -> str:
@@ -45,7 +46,7 @@ def score(predictions: Sequence[str], examples: Sequence[Example], settings: dic
     by_form: dict[str, list[float]] = {name: [] for name in FORMS}
     for text, example in zip(predictions, examples, strict=True):
         if not example.answers:
-            raise UserError(f"row {ascii(example.id)} has no answers: give at least one")
+            raise UserError(f"row {example.id!a} has no answers: give at least one")
         for name, form in FORMS.items():
             wanted = form(text)
             by_form[name].append(100.0 if any(wanted == form(answer) for answer in example.answers) else 0.0)

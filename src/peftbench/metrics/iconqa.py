@@ -1,16 +1,17 @@
 """Accuracy on IconQA: choose-text (the text of a choice) and fill-in-the-blank (a short string).
 
-There is no official rule for generated text: ``tools/sub_acc.py`` of lupantech/IconQA (4b053f3) compares ``str(answer)``
-with ``str(label)`` of a classifier. The rules here, all of them in the record, the shown one a setting:
+There is no official rule for generated text: ``tools/sub_acc.py`` of lupantech/IconQA (4b053f3) compares
+``str(answer)`` with ``str(label)`` of a classifier. The rules here, all of them in the record, the shown one
+a setting:
 
 - ``official``: the answer verbatim (the text of the right choice, or the right string);
 - ``exact``: stripped and in lower case (the form that published generative results use; default for blanks);
-- ``contained`` (default for choices): the stripped, lower-case answer is a choice; or exactly one choice stands in it as
-  whole words, where a choice inside a longer one that also stands there does not count;
+- ``contained`` (default for choices): the stripped, lower-case answer is a choice; or exactly one choice
+  stands in it as whole words, where a choice inside a longer one that also stands there does not count;
 - ``anls``: lmms-eval's measure, 1 - edit distance / length where that is at least 0.5 (75571cf).
 
-The default is ``contained`` for questions with choices and ``exact`` without. An answer that names no choice, or an
-empty one for a blank, is invalid: ``invalid_rate`` says how many there were.
+The default is ``contained`` for questions with choices and ``exact`` without. An answer that names no choice,
+or an empty one for a blank, is invalid: ``invalid_rate`` says how many there were.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Settings(MetricSettings, frozen=True, kw_only=True):
 
     rule: Literal["auto", "official", "exact", "contained", "anls"] = "auto"
     """Which rule gives the value; ``auto`` is ``contained`` with choices and ``exact`` without."""
+    task: Literal["auto", "choose_txt", "fill_in_blank"] = "auto"
+    """What the questions are; ``auto`` tells it for each row by whether it has choices."""
 
 
 def named_choice(text: str, choices: Sequence[str]) -> int:
@@ -92,8 +95,11 @@ def score(predictions: Sequence[str], examples: Sequence[Example], settings: dic
     invalid = 0
     for text, example in zip(predictions, examples, strict=True):
         answers = _answers(example)
+        choosing = bool(example.choices) if typed.task == "auto" else typed.task == "choose_txt"
+        if choosing and not example.choices:
+            raise UserError(f"row {example.id!a} has no choices: choose_txt needs them")
         exact = any(text.strip().lower() == answer.strip().lower() for answer in answers)
-        if example.choices:
+        if choosing:
             index = named_choice(text, example.choices)
             contained = index >= 0 and _plain(example.choices[index]) in map(_plain, answers)
             invalid += index < 0
@@ -106,10 +112,11 @@ def score(predictions: Sequence[str], examples: Sequence[Example], settings: dic
         by_rule["exact"].append(100.0 * exact)
         by_rule["contained"].append(100.0 * contained)
         by_rule["anls"].append(100.0 * max(anls(text, answer) for answer in answers))
-        rule = typed.rule if typed.rule != "auto" else "contained" if example.choices else "exact"
+        rule = typed.rule if typed.rule != "auto" else "contained" if choosing else "exact"
         shown.append(by_rule[rule][-1])
     extra = {
         "rule": typed.rule,
+        "task": typed.task,
         "accuracy": {rule: sum(values) / len(values) for rule, values in by_rule.items()},
         "invalid": invalid,
         "invalid_rate": 100 * invalid / len(parsed),
@@ -122,10 +129,10 @@ def _answers(example: Example) -> list[str]:
     if example.choices and example.answer_index != -1:
         if not 0 <= example.answer_index < len(example.choices):
             raise UserError(
-                f"row {ascii(example.id)}: answer_index {example.answer_index} is none of its {len(example.choices)} "
-                "choices (they count from 0)"
+                f"row {example.id!a}: answer_index {example.answer_index} is none of its "
+                f"{len(example.choices)} choices (they count from 0)"
             )
         return [example.choices[example.answer_index]]
     if not example.answers:
-        raise UserError(f"row {ascii(example.id)} has neither answer_index nor answers: give one of them")
+        raise UserError(f"row {example.id!a} has neither answer_index nor answers: give one of them")
     return example.answers

@@ -1,11 +1,13 @@
-"""MMHAL-Bench: reading the ratings that a judge wrote. The predictions are the judge's texts, in the official order.
+"""MMHAL-Bench: ratings read from a judge's texts, which are the predictions, in the official order.
 
-Source: ``summarize_gpt_mmhal.py`` of LLaVA-RLHF (830a083). A text is rated s in 0..6 if "rating: s" occurs in it (lower
-case) for exactly one s; none or several give 0. A rating below 3 is a hallucination. So ``Rating:3`` is 0, ``Rating: 13``
-is 1 and ``Operating: 3`` is 3. Questions belong to eight types by their position modulo 8.
+Source: ``summarize_gpt_mmhal.py`` of LLaVA-RLHF (830a083). A text is rated s in 0..6 if "rating: s" occurs in
+it (lower case) for exactly one s; none or several give 0. A rating below 3 is a hallucination. So
+``Rating:3`` is 0, ``Rating: 13`` is 1 and ``Operating: 3`` is 3. Questions belong to eight types by their
+position modulo 8.
 
-The judge's own answers are not reproducible (gpt-4-0314 is retired); keep its texts. The value is the mean rating (0-6);
-``consistent`` checks that it is the mean of the types' means, as it must be with 12 questions each.
+The judge's own answers are not reproducible (gpt-4-0314 is retired); keep its texts. The value is the mean
+rating (0-6); ``consistent`` checks that it is the mean of the types' means, as it must be with 12 questions
+each.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """POPE: yes/no questions about objects; accuracy, precision, recall, F1 and the rate of "yes".
 
-Source: ``evaluate.py`` of RUCAIBox/POPE (3df3ba1), the same as LLaVA's ``eval_pope.py`` (c121f04). An answer is cut at
-its first period, commas are deleted, and it is "no" if one of its words (between single spaces) is ``No``, ``not`` or
-``no``; everything else is "yes", also "", ``NO`` and "There isn't". A label other than "no" is "yes". Where the script
-divides by zero (no "yes" at all), precision, recall and F1 are 0 here.
+Source: ``evaluate.py`` of RUCAIBox/POPE (3df3ba1), the same as LLaVA's ``eval_pope.py`` (c121f04). An answer
+is cut at its first period, commas are deleted, and it is "no" if one of its words (between single spaces) is
+``No``, ``not`` or ``no``; everything else is "yes", also "", ``NO`` and "There isn't". A label other than
+"no" is "yes". Where the script divides by zero (no "yes" at all), precision, recall and F1 are 0 here.
 
-The value is the accuracy; ``extra`` has the rest, per category too where the examples have a ``question_type``.
-``unreadable`` counts answers without any of yes and no in any case, which the official rule takes for "yes".
+The value is the accuracy; ``extra`` has the rest, per category too where the examples have a
+``question_type``. ``unreadable`` counts answers without any of yes and no in any case, which the official
+rule takes for "yes".
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def score(predictions: Sequence[str], examples: Sequence[Example], settings: dic
     check_lengths(predictions, examples)
     for example in examples:
         if not example.answers:
-            raise UserError(f'row {ascii(example.id)} has no label: give "yes" or "no"')
+            raise UserError(f'row {example.id!a} has no label: give "yes" or "no"')
     predicted = [says_yes(text) for text in predictions]
     actual = [example.answers[0] != "no" for example in examples]
     extra: dict[str, Any] = dict(rates(predicted, actual))
@@ -70,8 +71,16 @@ def score(predictions: Sequence[str], examples: Sequence[Example], settings: dic
     if kinds:
         extra["by_category"] = {
             kind: rates(
-                [says for says, example in zip(predicted, examples, strict=True) if example.question_type == kind],
-                [truth for truth, example in zip(actual, examples, strict=True) if example.question_type == kind],
+                [
+                    says
+                    for says, example in zip(predicted, examples, strict=True)
+                    if example.question_type == kind
+                ],
+                [
+                    truth
+                    for truth, example in zip(actual, examples, strict=True)
+                    if example.question_type == kind
+                ],
             )
             for kind in kinds
         }

@@ -1,15 +1,16 @@
 """Accuracy of option letters on ScienceQA, by LLaVA's rules (default) or lmms-eval's.
 
-Sources: ``eval_science_qa.py`` of haotian-liu/LLaVA (c121f04); ``scienceqa/utils.py`` of lmms-eval (75571cf); the splits
-follow the evaluation of lupantech/ScienceQA (2cbf831).
+Sources: ``eval_science_qa.py`` of haotian-liu/LLaVA (c121f04); ``scienceqa/utils.py`` of lmms-eval (75571cf);
+the splits follow the evaluation of lupantech/ScienceQA (2cbf831).
 
-``llava``: the text is exactly one of A-E; or it begins with such a letter, a period and a space; or "The answer is X"
-with one more character is found exactly once. Nothing is stripped, so ``A.``, `` A``, ``(A)`` and "The answer is A" at
-the end of the text are no answers. A letter beyond the item's choices is no answer either. ``lmms_eval``: stripped and
-equal to the letter in either case, or a capital and a period at its beginning.
+``llava``: the text is exactly one of A-E; or it begins with such a letter, a period and a space; or "The
+answer is X" with one more character is found exactly once. Nothing is stripped, so ``A.``, `` A``, ``(A)``
+and "The answer is A" at the end of the text are no answers. A letter beyond the item's choices is no answer
+either. ``lmms_eval``: stripped and equal to the letter in either case, or a capital and a period at its
+beginning.
 
-An answer that cannot be read is wrong, and ``invalid_rate`` says how many there were. A missing prediction counts as
-wrong in the total and leaves the image split, as in LLaVA's script.
+An answer that cannot be read is wrong, and ``invalid_rate`` says how many there were. A missing prediction
+counts as wrong in the total and leaves the image split, as in LLaVA's script.
 """
 
 from __future__ import annotations
@@ -71,23 +72,21 @@ def choice_index(letter: str, choices: Sequence[str]) -> int:
 
 
 def score(predictions: Sequence[str], examples: Sequence[Example], settings: dict[str, Any]) -> MetricResult:
-    """Accuracy (0-100) with image, text, context, grade and subject splits and the rate of invalid answers."""
+    """Accuracy (0-100) with the official splits and the rate of invalid answers."""
     typed = read_settings(Settings, settings, "scienceqa")
     check_lengths(predictions, examples)
     read = read_letter if typed.rule == "llava" else read_letter_lmms
     scores, parsed = [], []
     for text, example in zip(predictions, examples, strict=True):
         if not example.choices:
-            raise UserError(f"row {ascii(example.id)} has no choices: give at least two")
+            raise UserError(f"row {example.id!a} has no choices: give at least two")
         if not 0 <= example.answer_index < len(example.choices):
             raise UserError(
-                f"row {ascii(example.id)}: answer_index {example.answer_index} is none of its {len(example.choices)} "
-                "choices (they count from 0)"
+                f"row {example.id!a}: answer_index {example.answer_index} is none of its "
+                f"{len(example.choices)} choices (they count from 0)"
             )
         if example.answer_index >= len(LETTERS):
-            raise UserError(
-                f"row {ascii(example.id)}: answer_index {example.answer_index} has no letter: the official rules know A to E"
-            )
+            raise UserError(f"row {example.id!a}: answer_index {example.answer_index} has no letter (A to E)")
         index = choice_index(read(text), example.choices)
         parsed.append(index)
         scores.append(100.0 if index == example.answer_index else 0.0)
@@ -103,7 +102,7 @@ def score(predictions: Sequence[str], examples: Sequence[Example], settings: dic
 
 
 def _splits(scores: list[float], examples: Sequence[Example]) -> dict[str, Any]:
-    """The official splits. Without hints, grades or subjects in the data, only those that can be told are given."""
+    """The official splits, as far as the data has hints, grades and subjects to tell them."""
     facts = [source_of(example) for example in examples]
     images = [bool(example.image) for example in examples]
     splits: dict[str, Any] = split_means(scores, ["img" if image else "no_img" for image in images])
@@ -114,7 +113,8 @@ def _splits(scores: list[float], examples: Sequence[Example]) -> dict[str, Any]:
         splits |= split_means(scores, none)
     grades = [str(fact.get("grade", "")) for fact in facts]
     names = [
-        "grade_1_6" if grade in _EARLY_GRADES else "grade_7_12" if grade in _LATE_GRADES else "" for grade in grades
+        "grade_1_6" if grade in _EARLY_GRADES else "grade_7_12" if grade in _LATE_GRADES else ""
+        for grade in grades
     ]
     splits |= split_means(scores, names)
     return splits | split_means(scores, [str(fact.get("subject", "")) for fact in facts])

@@ -1,22 +1,23 @@
 """VQA-score of VQAv2, OKVQA and VizWiz in five variants, each equal to its public evaluator in every bit.
 
-An answer scores the mean over the ten annotators of min(1, matches among the other nine / 3). The variants differ in
-what is normalised before strings are compared:
+An answer scores the mean over the ten annotators of min(1, matches among the other nine / 3). The variants
+differ in what is normalised before strings are compared:
 
-================  =====================================================================================================
-official          GT-Vision-Lab/VQA (a013f00): both sides, unless all answers of the question are the same string; then
-                  nothing is, and "Yes" is wrong where ten people said "yes"
+================  ===========================================================================================
+official          GT-Vision-Lab/VQA (a013f00): both sides, unless all answers of the question are the same
+                  string; then nothing is, and "Yes" is wrong where ten people said "yes"
 evalai (default)  the EvalAI answer processor on the prediction, as LLaVA (c121f04) submits, then ``official``
 legacy2017        the evaluator of 2017 (a4f1afd), which Qwen-VL and LAVIS still use: the prediction is always
                   normalised, the answers only lose punctuation
 always_normalise  OpenFlamingo (655f693): both sides, always
 m4c               LLaVA's TextVQA evaluator: the EvalAI processor on both sides; asserts ten answers
-================  =====================================================================================================
+================  ===========================================================================================
 
-"Other" answers are those of another annotator, by position: the official code compares dictionaries, which is the same
-where answers carry ``answer_id``, and where they do not (VizWiz) scores agreement down to zero. Nothing is changed in
-place, so scoring twice gives the same. A question with a number of answers other than ten is scored over as many as it
-has, as the official code does, and is counted in the record; ``m4c`` refuses it.
+"Other" answers are those of another annotator, by position: the official code compares dictionaries, which is
+the same where answers carry ``answer_id``, and where they do not (VizWiz) scores agreement down to zero.
+Nothing is changed in place, so scoring twice gives the same. A question with a number of answers other than
+ten is scored over as many as it has, as the official code does, and is counted in the record; ``m4c`` refuses
+it.
 """
 
 from __future__ import annotations
@@ -73,15 +74,16 @@ def score(predictions: Sequence[str], examples: Sequence[Example], settings: dic
 def score_compiled(
     predictions: Sequence[str], references: Compiled, settings: Settings, *, columns: bool = True
 ) -> MetricResult:
-    """VQA-score against compiled references, in their order; one pass gives all variants (per example: ``columns``)."""
+    """VQA-score against compiled references, in their order; ``columns``: all variants per example."""
     from peftbench.metrics._uncertainty import mean_uncertainty
 
-    uneven = sum(len(rows) for rows, raw in references.groups if len(raw) != ANNOTATORS)
-    if uneven and settings.variant == "m4c":
-        rows, raw = next(group for group in references.groups if len(group[1]) != ANNOTATORS)
+    odd = sorted(
+        (int(rows[0]), len(raw), len(rows)) for rows, raw in references.groups if len(raw) != ANNOTATORS
+    )
+    if odd and settings.variant == "m4c":
         raise UserError(
-            f"row {ascii(references.ids[int(rows[0])])} has {len(raw)} answers: variant m4c asserts ten; choose "
-            "another variant"
+            f"row {references.ids[odd[0][0]]!a} has {odd[0][1]} answers, and m4c asserts ten: choose another"
+            " variant"
         )
     accuracies = variant_accuracies(predictions, references)
     means = {name: None if x is None else corpus_mean(x) for name, x in accuracies.items()}
@@ -94,9 +96,11 @@ def score_compiled(
         "variants": means,
         # What the official code prints: two digits, rounded half to even on the binary value.
         "rounded": {name: None if mean is None else round(mean, 2) for name, mean in means.items()},
-        "not_ten_answers": uneven,
+        "not_ten_answers": sum(count for _, _, count in odd),
         "uncertainty": error.facts,
     }
+    if odd:
+        extra["first_not_ten"] = str(references.ids[odd[0][0]])
     kinds = references.answer_types
     if kinds.codes is not None:
         extra["by_answer_type"] = _split(scores, kinds.names, kinds.codes)
@@ -113,7 +117,9 @@ def score_compiled(
         n=len(scores),
         stderr=error.stderr,
         interval=error.interval,
-        columns={name: (100 * x).tolist() for name, x in accuracies.items() if x is not None} if columns else {},
+        columns={name: (100 * x).tolist() for name, x in accuracies.items() if x is not None}
+        if columns
+        else {},
     )
 
 
@@ -138,7 +144,7 @@ def corpus_mean(accuracies: np.ndarray) -> float:
 
 
 def variant_accuracies(predictions: Sequence[str], references: Compiled) -> dict[str, np.ndarray | None]:
-    """Accuracy in [0, 1] of each prediction by variant, float64 [n]; m4c is None where a question has not ten answers."""
+    """Accuracy in [0, 1] of each prediction by variant, float64 [n]; m4c is None unless all have ten."""
     import numpy as np
 
     from peftbench.metrics._vqa_text import prediction_forms
@@ -147,7 +153,7 @@ def variant_accuracies(predictions: Sequence[str], references: Compiled) -> dict
     distinct.update(zip(distinct, range(len(distinct)), strict=True))
     codes = np.array(list(map(distinct.__getitem__, predictions)), dtype=np.int32)
     get = references.vocabulary.get
-    # Ids of (cleaned, normalised, submitted, submitted normalised) for each prediction; -1: no annotator's word.
+    # Ids of (cleaned, normalised, submitted, submitted normalised) per prediction; -1: nobody's word.
     flat = [get(form, -1) for text in distinct for form in prediction_forms(text)]
     known = np.array(flat, dtype=np.int32).reshape(-1, 4).T.copy()
     out = {name: np.zeros(len(codes)) for name in VARIANTS}
@@ -201,10 +207,12 @@ def _pattern_table(width: int) -> np.ndarray:
     import numpy as np
 
     places = range(width)
-    return np.array([leave_one_out([bool(pattern >> place & 1) for place in places]) for pattern in range(1 << width)])
+    return np.array(
+        [leave_one_out([bool(pattern >> place & 1) for place in places]) for pattern in range(1 << width)]
+    )
 
 
 def leave_one_out(matches: Sequence[bool]) -> float:
-    """Mean over annotators of min(1, matches among the others / 3), summed in their order as the official code does."""
+    """Mean over annotators of min(1, matches among the others / 3), summed in their order."""
     total = sum(matches)
     return float(sum([min(1, float(total - match) / 3) for match in matches])) / len(matches)

@@ -34,6 +34,8 @@ FINGERPRINT_FILES = ("page.html.jinja", "page.css")
 FOLDER = Path(__file__).parent
 LONG = 180
 """Answers of more characters fold away behind their beginning."""
+LARGEST = 1.6
+"""Pixels per point that a figure is shown with at most."""
 
 
 def build_report(spec: ReportSpec, results: Path, out_dir: Path) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def build_report(spec: ReportSpec, results: Path, out_dir: Path) -> dict[str, An
     path = out_dir / f"{spec.study}.html"
     atomic_text(path, html)
     return {
-        "cells": {status: grid.count(status) for status in ("ok", "failed", "missing")},  # type: ignore[arg-type]
+        "cells": {status: grid.count(status) for status in ("ok", "failed", "missing")},
         "pictures": sum(len(found) for *_, found in cards),
         "outputs": {path.name: file_sha256(path)},
     }
@@ -97,18 +99,13 @@ def headline(grid: Grid, block: Block) -> dict[str, Any] | None:
     base = next((mean for row, mean in scored if row.untuned), None)
     return {
         "block": block.label,
-        "best": _row_name(best.labels),
+        "best": best.name,
         "estimate": cell.estimate,
-        "ties": [_row_name(row.labels) for row, _ in marked[1:]],
+        "ties": [row.name for row, _ in marked[1:]],
         "base": base.estimate if base is not None and not best.untuned else None,
         "columns": len(grid.columns),
         "left_out": len(block.rows) - len(scored),
     }
-
-
-def _row_name(labels: list[str]) -> str:
-    own = labels[1:] if len(labels) > 1 else labels
-    return ", ".join(own).removesuffix(", –")
 
 
 def _figure(path: Path) -> Markup:
@@ -125,7 +122,9 @@ def _figure(path: Path) -> Markup:
     named |= {colour: f"--m{i}" for i, colour in enumerate(SERIES)}
     for colour, name in named.items():
         text = re.sub(re.escape(colour), f"var({name})", text, flags=re.IGNORECASE)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    size = re.match(r'<svg[^>]*? width="([0-9.]+)pt"', text)
+    limit = f' style="max-width:{float(size[1]) * LARGEST:.0f}px"' if size else ""  # small ones stay small
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf"\1{limit}", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return Markup(text)
 

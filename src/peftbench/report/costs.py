@@ -45,8 +45,8 @@ def costs(lines: Sequence[Line], titles: Mapping[str, str]) -> list[Cost]:
     for (model, method, variant), group in groups.items():
         trained = [record for line in group if (record := record_in(line.run)) is not None]
         answered = [record for line in group if (record := record_in(line.predictions)) is not None]
-        counts = next((r.facts["trainable"] for r in trained if "trainable" in r.facts), {})
-        totals = next((r.facts["parameters"] for r in trained if "parameters" in r.facts), {})
+        counts: dict[str, int] = next((r.facts["trainable"] for r in trained if "trainable" in r.facts), {})
+        totals: dict[str, int] = next((r.facts["parameters"] for r in trained if "parameters" in r.facts), {})
         found.append(
             Cost(
                 model=titles[model],

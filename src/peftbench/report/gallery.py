@@ -108,7 +108,8 @@ def _data_folder(answered: Sequence[Line], results: Path) -> Path:
     dataset = answered[0].outcome.cell.dataset
     if len(digests) != 1:
         raise UserError(
-            f"{results}/runs: runs of one study answered {len(digests)} versions of {dataset}: run snakemake again"
+            f"{results}/runs: runs of one study answered {len(digests)} versions of {dataset}: "
+            "run snakemake again"
         )
     return results / "data" / f"{dataset}-{digests.pop()}"
 

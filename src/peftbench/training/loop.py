@@ -27,7 +27,7 @@ from peftbench.models.load import load_base, pick_device
 from peftbench.store import partial_directory
 from peftbench.training.adapt import attach, save
 from peftbench.training.batches import IGNORED, Encoded, Item, collate, derived_seed, encode, global_batches
-from peftbench.training.distributed import make_accelerator
+from peftbench.training.distributed import finish, make_accelerator
 from peftbench.training.features import cache_folder, open_images
 from peftbench.training.optimizer import lr_factor, make_optimizer, set_learning_rates, warmup_steps
 from peftbench.training.progress import Progress
@@ -263,6 +263,7 @@ def train_adapter(
         "trainable": tuned.trainable,
         "features": cache_facts,
         "processes": trainer.world,
+        "parallel": trainer.accelerator.distributed_type.value,
     }
     if trainer.accelerator.is_main_process:
         with partial_directory(out_dir) as work:
@@ -272,8 +273,7 @@ def train_adapter(
     else:
         _run(trainer, train_set, eval_set, None)
     facts["micro_batch"] = trainer.micro_batch
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    finish(trainer.accelerator)
     return facts
 
 

@@ -1,0 +1,73 @@
+"""The score stage: a metric's result per example and for the whole set of predictions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from peftbench.data.load import read_examples
+from peftbench.errors import UserError
+from peftbench.metrics.base import MetricResult, load_metric
+from peftbench.spec import ScoreSpec
+from peftbench.store import atomic_parquet
+
+
+def score_predictions(
+    spec: ScoreSpec, predictions_dir: Path, data_dir: Path, out_dir: Path
+) -> dict[str, Any]:
+    """Score ``predictions.parquet`` against the test split; write ``examples.parquet`` into ``out_dir``.
+
+    That file has id, score and the metric's further columns, in the order of the predictions.
+
+    Returns the facts of the record: value, n, stderr, interval, higher_is_better, extra. Predictions that
+    name an unknown example, name one twice or leave one out are a UserError naming it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = predictions_dir / "predictions.parquet"
+    try:
+        table = pq.read_table(path, columns=["id", "prediction"], use_threads=False)
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
+    ids: list[str] = table.column("id").to_pylist()
+    predictions: list[str] = table.column("prediction").to_pylist()
+    by_id = {example.id: example for example in read_examples(data_dir, "test")}
+    seen: set[str] = set()
+    for name in ids:
+        if name not in by_id:
+            raise UserError(f"{path}: id {name!r} is not in the test split: delete the folder and run again")
+        if name in seen:
+            raise UserError(f"{path}: id {name!r} appears twice: delete the folder and run again")
+        seen.add(name)
+    missing = next((name for name in by_id if name not in seen), None)
+    if missing is not None:
+        raise UserError(f"{path}: no prediction for {missing!r}: delete the folder and run again")
+    metric = load_metric(spec.metric)
+    result = metric.score(predictions, [by_id[name] for name in ids], spec.settings)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    target = out_dir / "examples.parquet"
+    columns = {"id": ids, "score": result.per_example, **result.columns}
+    frame = pa.table({name: pa.array(values) for name, values in columns.items()})
+    atomic_parquet(target, lambda temporary: pq.write_table(frame, temporary))
+    return {
+        **summary(spec.metric, result),
+        "outputs": {target.name: hashlib.sha256(target.read_bytes()).hexdigest()},
+    }
+
+
+def summary(metric: str, result: MetricResult) -> dict[str, Any]:
+    """A result without its examples, as plain JSON; ValueError for a number that is not finite (a bug)."""
+    facts = {
+        "metric": metric,
+        "value": result.value,
+        "n": result.n,
+        "stderr": result.stderr,
+        "interval": result.interval,
+        "higher_is_better": result.higher_is_better,
+        "extra": result.extra,
+    }
+    json.dumps(facts, allow_nan=False)
+    return facts
