@@ -32,7 +32,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        [ancient(targets_of(PLAN.study(name))) for name in PLAN.main.studies],
+        [ancient(PLAN.targets(PLAN.study(name))) for name in PLAN.main.studies],
     localrule: True
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from peftbench.spec import Optim
 from tiny_llava import SETTINGS, train_spec, world
 
-TOLERANCE = 2e-5
+TOLERANCE = 2e-6
 """Largest difference of a weight: sums in another order, through Adam's normalisation, over a few steps."""
 
 
@@ -74,7 +74,7 @@ def test_two_processes_reach_the_weights_of_one(method, zero_stage, micro_batch)
     double = run_two(spec, zero_stage, micro_batch)
     assert max(differences(single, double)) < TOLERANCE
     moved, _ = world().train(msgspec.structs.replace(spec, epochs=1))
-    assert min(differences(single, moved)) > 50 * TOLERANCE  # the tolerance would notice an epoch
+    assert min(differences(single, moved)) > 500 * TOLERANCE  # the tolerance would notice an epoch
     rows = (double / "eval.csv").read_text().splitlines()[1:]
     evaluated = [float(row.split(",")[2]) for row in rows]
     assert evaluated == pytest.approx(facts["losses"]["eval"], abs=1e-4)

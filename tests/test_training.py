@@ -1,6 +1,7 @@
 """The training loop: what it learns from, what it leaves, and what may not change its result."""
 
 import csv
+import functools
 import json
 import sys
 
@@ -75,7 +76,9 @@ def trainer_for(execution=None, **changes):
     spec = train_spec(**changes)
     tuned = attach(base, spec)
     images = LiveImages(base, world().images)
-    return loop.Trainer(spec, tuned, images, base.pad_token_id, execution or Execution(device="cpu"), 0)
+    examples = [encoded for encoded, _ in encoded_batch(base)[0]]
+    execution = execution or Execution(device="cpu")
+    return loop.Trainer(spec, tuned, images, examples, base.pad_token_id, execution, 0)
 
 
 def gradients(micro_batch):
@@ -126,6 +129,32 @@ def test_text_alone_gives_the_connector_gradient_zero_not_none():
     trainer._accumulate(text, [text[0][0]])
     for parameter in trainer.tuned.connector_parameters.values():
         assert parameter.grad is not None and not parameter.grad.any()
+
+
+def test_every_backward_pass_reaches_the_connector_on_the_same_path():
+    """ZeRO adds gradients in their order of arrival, so text alone must not change it."""
+    trainer = trainer_for()
+    items, _ = encoded_batch(load_tiny())
+    orders = []
+    for micro in ([item for item in items if item[1]][:2], [item for item in items if not item[1]], []):
+        order, handles = [], []
+        for name, parameter in trainer.tuned.model.named_parameters():
+            if parameter.requires_grad:
+                hook = functools.partial(lambda name, _, order: order.append(name), name, order=order)
+                handles.append(parameter.register_post_accumulate_grad_hook(hook))
+        trainer._backward(micro, 4)
+        for handle in handles:
+            handle.remove()
+        orders.append(order)
+    assert orders[0] == orders[1] == orders[2]
+    assert len(orders[0]) == len(trainer.tuned.method_parameters) + 4
+
+
+def test_connector_needs_an_image_to_learn_from():
+    trainer = trainer_for()
+    text = [encoded for encoded in trainer.examples if not encoded.image]
+    with pytest.raises(UserError, match="no training example has an image"):
+        loop.Trainer(trainer.spec, trainer.tuned, trainer.images, text, 3, Execution(device="cpu"), 0)
 
 
 def test_out_of_memory_halves_the_micro_batch(monkeypatch):

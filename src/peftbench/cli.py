@@ -129,13 +129,13 @@ def _ticket(arguments: argparse.Namespace) -> int:
     job = plan.job(named.name.rpartition("-")[2])
     file = Path(plan.ticket_file(job))
     atomic_text(file, job.ticket)
-    words = [f"python {arguments.root / 'workflow/scripts' / RULES[job.stage]}.py --ticket {file}"]
+    words = [f"{sys.executable} {arguments.root / 'workflow/scripts' / RULES[job.stage]}.py --ticket {file}"]
     if job.stage not in ("tabulate", "plot", "report"):
         if job.inputs:
             words.append("--inputs " + " ".join(f"{plan.results}/{i.record}" for i in job.inputs.values()))
         words.append(f"--output {plan.results}/{job.record}")
     else:
-        words.append(f"--output {plan.results}/{job.directory}/{job.label}-{job.digest}.json")
+        words.append(f"--output {plan.marker(job)}")
     words.append(f"--execution '{plan.execution(job)}'")
     print(" \\\n  ".join(words))
     return 0

@@ -129,7 +129,10 @@ class Settings:
 
     def model(self, name: str, where: str) -> ModelConfig:
         """A model's file; ``where`` says who asks."""
-        return self._file("model", name, ModelConfig, where)
+        loaded = self._file("model", name, ModelConfig, where)
+        for method in loaded.methods:
+            self.check_method(method, f"config/models/{name}.yaml: methods")
+        return loaded
 
     def dataset(self, name: str, where: str) -> DatasetConfig:
         """A data set's file; ``where`` says who asks."""

@@ -131,6 +131,9 @@ class ModelConfig(Config, frozen=True, kw_only=True):
     """Type of the frozen weights, unless the training settings name one."""
     training: dict[str, Any] = {}
     """Training settings of this model that differ from those of ``config.yaml``; a study's come last."""
+    methods: dict[Name, dict[str, Any]] = {}
+    """Settings per method that suit this model better than the method's own defaults; those of
+    ``config.yaml``, of a study and of its axes count more."""
 
 
 class Metric(Config, frozen=True, kw_only=True):

@@ -14,6 +14,14 @@ class UserError(Exception):
     """
 
 
+class RunFailed(UserError):
+    """A run that ended without a result for reasons of its own, such as a diverged loss: the same every time.
+
+    It leaves a record whose facts hold the reason under ``failed``; what is made from it fails with the same
+    reason, tables show it, and the other runs go on.
+    """
+
+
 def did_you_mean(name: Any, valid: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the nearest valid name, else the list of them where it is short."""
     names = sorted(valid)

@@ -13,7 +13,16 @@ from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.config import Settings
 from peftbench.errors import UserError
 from peftbench.fingerprint import Fingerprinter, default_fingerprinter, with_versions
-from peftbench.spec import BaseSpec, Decoding, PredictSpec, PrepareSpec, ScoreSpec, SubsetSpec, TrainSpec
+from peftbench.spec import (
+    BaseSpec,
+    Decoding,
+    Execution,
+    PredictSpec,
+    PrepareSpec,
+    ScoreSpec,
+    SubsetSpec,
+    TrainSpec,
+)
 from peftbench.stages import RULES, live_code, source_module
 from peftbench.store import RECORD, atomic_bytes
 from peftbench.study import BASE, Expander, Run, optim_of
@@ -91,6 +100,19 @@ class Plan:
                 f"nothing in the present configuration and code has the digest {digest}: see 'peftbench runs'"
             ) from None
 
+    def scores(self, study: StudyPlan) -> list[str]:
+        """Records of all scores of a study, each once."""
+        return list(dict.fromkeys(f"{self.results}/{job.record}" for job in study.scores))
+
+    def marker(self, view: Job) -> str:
+        """Marker of a table, figure or page: there only while the files beside it are of this digest."""
+        return f"{self.results}/{view.directory}/{view.label}-{view.digest}.json"
+
+    def targets(self, study: StudyPlan) -> list[str]:
+        """All files of a study, with the markers that say that they are of its present digest."""
+        files = [f"{self.results}/{name.format(study.name)}" for name in VIEW_FILES]
+        return files + [self.marker(view) for view in (study.tabulate, study.plot, study.report)]
+
     def ticket_file(self, job: Job) -> str:
         """Where a job finds its ticket."""
         return f"{self.results}/.tickets/{job.digest}.json"
@@ -104,10 +126,12 @@ class Plan:
                 atomic_bytes(path, data, durable=False)
 
     def execution(self, job: Job) -> str:
-        """Execution settings of a job as canonical JSON; untracked, so changing them reruns nothing."""
+        """Execution settings of a job that are no defaults; untracked, so changing them reruns nothing."""
         execution = self.main.execution
         cache = (execution.cache_dir or f"{self.results}/cache") if job.cache_vision else None
-        return canonical_json(msgspec.structs.replace(execution, cache_dir=cache))
+        settings = msgspec.to_builtins(msgspec.structs.replace(execution, cache_dir=cache))
+        defaults = msgspec.to_builtins(Execution())
+        return canonical_json({key: value for key, value in settings.items() if value != defaults[key]})
 
     # The stages, upstream first. Each method is cached by its arguments: equal jobs are made once.
 
@@ -311,6 +335,16 @@ class Plan:
         except OSError as error:
             raise UserError(f"config/studies/{study}.yaml: published: {path}: {error.strerror}") from None
 
+
+VIEW_FILES = (
+    "tables/{}.csv",
+    "tables/{}.md",
+    "tables/{}.html",
+    "figures/{}.png",
+    "figures/{}.svg",
+    "report/{}.html",
+)
+"""Files of a study with stable names, relative to the results folder."""
 
 _NAMING = {
     "prepare": ("source",),

@@ -19,12 +19,14 @@ from typing import IO, Any, NoReturn
 import msgspec
 
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
-from peftbench.errors import UserError
+from peftbench.errors import RunFailed, UserError
 from peftbench.fingerprint import Code, changes
 from peftbench.provenance import Meter
 from peftbench.spec import SPECS, Execution, Spec
 from peftbench.stages import RULES, live_code
 from peftbench.store import (
+    FAILED,
+    RECORD,
     Record,
     atomic_json,
     directory_digest,
@@ -183,8 +185,21 @@ def _make_result(
             _say("already made by another process")
             return
         with partial_directory(output.parent) as folder:
-            facts = work(Job(ticket, spec, inputs, output, folder, execution))
+            try:
+                _refuse_failed(inputs)
+                facts = work(Job(ticket, spec, inputs, output, folder, execution))
+            except RunFailed as failure:
+                facts = {FAILED: str(failure)}
+                _say(f"warning: {ticket.label}: failed, and recorded so: {failure}")
         atomic_json(output, _record(ticket, facts, meter))
+
+
+def _refuse_failed(inputs: dict[str, Path]) -> None:
+    """``RunFailed`` where an input is the record of a run that failed."""
+    for folder in inputs.values():
+        record = read_record(folder / RECORD)
+        if FAILED in record.facts:
+            raise RunFailed(str(record.facts[FAILED]))
 
 
 def _make_view(

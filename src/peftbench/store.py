@@ -24,6 +24,8 @@ from peftbench.errors import UserError
 
 FINGERPRINT_EXEMPT = "moves bytes; does not compute them"
 RECORD = "record.json"
+FAILED = "failed"
+"""Key of a record's facts: one line that says why its job ended without a result."""
 PARTIAL = ".partial-"
 
 

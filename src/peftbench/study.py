@@ -85,7 +85,7 @@ class Expander:
             location=self._location(module, method, point.get("location", "default")),
             train_size=point.get("train_size", "full"),
             seed=point["seed"],
-            settings=self._method_settings(module, method, further),
+            settings=self._method_settings(module, method, point["model"], further),
             training=self._training_of(point["model"], further),
             axes=further,
         )
@@ -100,16 +100,18 @@ class Expander:
             )
         return location
 
-    def _method_settings(self, module: ModuleType, method: str, further: dict[str, Any]) -> str:
+    def _method_settings(self, module: ModuleType, method: str, model: str, further: dict[str, Any]) -> str:
         own = {}
         for axis, value in further.items():
             owner, _, key = axis.rpartition(".")
             if owner == method or (not owner and axis not in _TRAINING):
                 own[key] = value
-        cached = canonical_json([method, own])
+        cached = canonical_json([method, model, own])
         if cached not in self._methods:
             merged: dict[str, Any] = {}
+            of_model = self.settings.model(model, self.file).methods
             levels = [
+                (f"config/models/{model}.yaml", f"methods.{method}", of_model.get(method, {})),
                 ("config/config.yaml", f"methods.{method}", self.settings.main.methods.get(method, {})),
                 (self.file, f"methods.{method}", self.study.methods.get(method, {})),
                 (self.file, "axes", own),

@@ -90,9 +90,11 @@ def test_a_name_shared_by_two_objects_accuses_nobody() -> None:
 @pytest.mark.parametrize(
     ("word", "one"),
     [
-        ("bus", "bu"), ("buses", "bus"), ("ties", "ty"), ("glass", "glas"), ("glasses", "glass"), ("dogs", "dog"),
-        ("people", "person"), ("children", "child"), ("women", "woman"), ("sheep", "sheep"), ("knives", "knife"),
-        ("mice", "mouse"), ("scissors", "scissors"), ("s", "s"), ("leaves", "leaf"), ("boxes", "box"), ("skis", "ski"),
+        ("bus", "bu"), ("buses", "bus"), ("ties", "ty"), ("glass", "glas"), ("glasses", "glass"),
+        ("dogs", "dog"), ("people", "person"), ("children", "child"), ("women", "woman"), ("sheep", "sheep"),
+        ("knives", "knife"),
+        ("mice", "mouse"), ("scissors", "scissors"), ("s", "s"), ("leaves", "leaf"), ("boxes", "box"),
+        ("skis", "ski"),
         ("benches", "bench"), ("teeth", "tooth"), ("dogs'", "dog's"), ("horses", "horse"), ("shoes", "shoe"),
     ],
 )  # fmt: skip
@@ -103,7 +105,8 @@ def test_singular(word: str, one: str) -> None:
 @pytest.mark.parametrize(
     ("text", "yes"),
     [
-        ("Yes", True), ("No", False), ("no", False), ("NO", True), ("No!", True), ("No\n", True), ('"No"', True),
+        ("Yes", True), ("No", False), ("no", False), ("NO", True), ("No!", True), ("No\n", True),
+        ('"No"', True),
         ("There isn't", True), ("", True), (".No", True), ("Not sure", True), ("Yes, not only", False),
         ("I do not know", False), ("No, there is", False), ("Yes. No", True), ("it is not. yes", False),
     ],
@@ -134,10 +137,11 @@ def test_pope_without_any_yes_is_zero_not_a_crash() -> None:
 @pytest.mark.parametrize(
     ("text", "rating"),
     [
-        ("Rating: 3", (3, True)), ("rating: 0, bad", (0, True)), ("Rating:3", (0, False)), ("**Rating**: 3", (0, False)),
+        ("Rating: 3", (3, True)), ("rating: 0, bad", (0, True)), ("Rating:3", (0, False)), 
+        ("**Rating**: 3", (0, False)),
         ("Rating: (3)", (0, False)), ("Rating: 3 or Rating: 5", (0, False)), ("Rating: 3.5", (3, True)),
-        ("Rating: 13", (1, True)), ("Operating: 3", (3, True)), ("Rating: 6\nRating: 6", (6, True)), ("", (0, False)),
-        ("Rating: 7", (0, False)),
+        ("Rating: 13", (1, True)), ("Operating: 3", (3, True)), ("Rating: 6\nRating: 6", (6, True)), 
+        ("", (0, False)), ("Rating: 7", (0, False)),
     ],
 )  # fmt: skip
 def test_mmhal_reading(text: str, rating: tuple[int, bool]) -> None:

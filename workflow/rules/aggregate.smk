@@ -7,12 +7,12 @@ for study in STUDIES:
         name:
             f"tabulate_study_{study.name}"
         input:
-            ancient(scores_of(study)),
+            ancient(PLAN.scores(study)),
         output:
             csv=f"<results>/tables/{study.name}.csv",
             md=f"<results>/tables/{study.name}.md",
             html=f"<results>/tables/{study.name}.html",
-            marker=marker_of(study.tabulate),
+            marker=PLAN.marker(study.tabulate),
         log:
             f"<logs>/tabulate_study/{study.name}.log",
         localrule: True
@@ -32,11 +32,11 @@ for study in STUDIES:
         name:
             f"plot_study_{study.name}"
         input:
-            ancient(marker_of(study.tabulate)),
+            ancient(PLAN.marker(study.tabulate)),
         output:
             png=f"<results>/figures/{study.name}.png",
             svg=f"<results>/figures/{study.name}.svg",
-            marker=marker_of(study.plot),
+            marker=PLAN.marker(study.plot),
         log:
             f"<logs>/plot_study/{study.name}.log",
         localrule: True

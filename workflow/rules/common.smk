@@ -10,19 +10,18 @@ from peftbench.config import Settings, read_yaml
 from peftbench.errors import UserError
 from peftbench.graph import Plan
 
+ROOT = Path(workflow.basedir)
 try:
-    read_yaml(
-        Path(workflow.basedir) / "config/config.yaml"
-    )  # names the line of a mistake; Snakemake does not
+    read_yaml(ROOT / "config/config.yaml")  # names the line of a mistake
 except UserError as error:
     sys.exit(f"error: {error}")
 
 
-configfile: f"{workflow.basedir}/config/config.yaml"
+configfile: ROOT / "config/config.yaml"
 
 
 try:
-    PLAN = Plan(Settings(config, Path(workflow.basedir)))
+    PLAN = Plan(Settings(config, ROOT))
     STUDIES = [PLAN.study(name) for name in PLAN.settings.names("study")]
 except UserError as error:
     sys.exit(f"error: {error}")
@@ -65,32 +64,6 @@ def ticket_of(wildcards):
 def execution_of(wildcards):
     """How the job runs. A resource, because Snakemake does not track those: no change of it reruns anything."""
     return PLAN.execution(job_of(wildcards))
-
-
-def marker_of(view):
-    """Marker of a table, figure or page: exists only while the files beside it are of this digest."""
-    return f"{PLAN.results}/{view.directory}/{view.label}-{view.digest}.json"
-
-
-def scores_of(study):
-    """Records of all scores of a study, each once."""
-    return list(dict.fromkeys(f"{PLAN.results}/{job.record}" for job in study.scores))
-
-
-def targets_of(study):
-    """All files of a study, with the markers that say that they are of its present digest."""
-    files = (
-        "tables/{}.csv",
-        "tables/{}.md",
-        "tables/{}.html",
-        "figures/{}.png",
-        "figures/{}.svg",
-        "report/{}.html",
-    )
-    views = (study.tabulate, study.plot, study.report)
-    return [f"{PLAN.results}/{name.format(study.name)}" for name in files] + [
-        marker_of(view) for view in views
-    ]
 
 
 def check_targets(arguments):

@@ -6,11 +6,11 @@ for study in STUDIES:
         name:
             f"build_report_{study.name}"
         input:
-            ancient(marker_of(study.tabulate)),
-            ancient(marker_of(study.plot)),
+            ancient(PLAN.marker(study.tabulate)),
+            ancient(PLAN.marker(study.plot)),
         output:
             html=f"<results>/report/{study.name}.html",
-            marker=marker_of(study.report),
+            marker=PLAN.marker(study.report),
         log:
             f"<logs>/build_report/{study.name}.log",
         localrule: True
@@ -30,5 +30,5 @@ for study in STUDIES:
         name:
             study.name
         input:
-            ancient(targets_of(study)),
+            ancient(PLAN.targets(study)),
         localrule: True

@@ -11,12 +11,10 @@ from msgspec import Struct
 from peftbench.analysis.published import published_value
 from peftbench.analysis.style import UNTUNED
 from peftbench.errors import UserError
-from peftbench.store import RECORD, Record, read_record
+from peftbench.store import FAILED, RECORD, Record, read_record
 from peftbench.views import Cell, TabulateSpec
 
 Z95 = 1.959963984540054
-FAILED = "failed"
-"""Key of a record's facts: one line that says why its job ended without a result."""
 COORDINATES = ("model", "dataset", "method", "connector", "location", "train_size", "seed")
 Status = Literal["ok", "failed", "missing"]
 

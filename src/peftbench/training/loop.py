@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from peftbench.errors import UserError
+from peftbench.errors import RunFailed, UserError
 from peftbench.models.load import load_base, pick_device
 from peftbench.store import partial_directory
 from peftbench.training.adapt import attach, save
@@ -52,11 +52,16 @@ class Trainer:
         spec: TrainSpec,
         tuned: Tuned,
         images: Images,
+        examples: Sequence[Encoded],
         pad_id: int,
         execution: Execution,
         zero_stage: int,
     ) -> None:
         self.spec, self.tuned, self.images, self.pad_id = spec, tuned, images, pad_id
+        self.examples = examples
+        self.stand_in = next((encoded for encoded in examples if encoded.image), examples[0])
+        if tuned.connector_parameters and not self.stand_in.image:
+            raise UserError("connector tuned: no training example has an image to learn from: use frozen")
         self.workers = execution.workers
         self.accelerator = make_accelerator(spec, execution, zero_stage)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -128,37 +133,38 @@ class Trainer:
             last = i == rounds - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
             if last or self.world == 1:
-                total += self._backward(micro, batch, supervised)
+                total += self._backward(micro, supervised)
             else:
                 with self.accelerator.no_sync(self.model):
-                    total += self._backward(micro, batch, supervised)
+                    total += self._backward(micro, supervised)
         return float(self.accelerator.reduce(total, "sum"))
 
-    def _backward(self, micro: list[Item], batch: Sequence[Encoded], supervised: int) -> torch.Tensor:
+    def _backward(self, micro: list[Item], supervised: int) -> torch.Tensor:
         """Loss (detached) and gradients of one micro-batch, as its part of the global mean."""
-        inputs = self._inputs(micro, batch[0])
-        if micro:
-            self.padding += int((inputs["attention_mask"] == 0).sum())
-            self.positions += inputs["attention_mask"].numel()
+        inputs = self._inputs(micro)
+        self.padding += int((inputs["attention_mask"] == 0).sum())
+        self.positions += inputs["attention_mask"].numel()
         loss = self.loss_sum(inputs) / supervised
-        if "pixel_values" not in inputs:
-            # Text alone: the connector still takes part, with gradient zero instead of none.
-            for parameter in self.tuned.connector_parameters.values():
-                loss = loss + 0.0 * parameter.sum()
         # DDP and ZeRO average over processes; ours is a sum.
         self.accelerator.backward(loss * self.world)
         return loss.detach()
 
-    def _inputs(self, items: list[Item], stand_in: Encoded) -> dict[str, torch.Tensor]:
-        """The batch of ``items``; where this process has none left, an example that carries no loss.
+    def _inputs(self, items: list[Item]) -> dict[str, torch.Tensor]:
+        """The batch of ``items``, with one more row that carries no loss where that keeps processes in step.
 
-        So every process makes the same number of forward passes, and collective operations meet.
+        Every process makes the same number of forward passes, also when it has no examples left; and every
+        backward pass reaches the tuned connector, also from text alone, with gradient zero instead of none.
+        ZeRO sums gradients in the order in which they arrive, so a connector that is left out (or reached by
+        another path) in one process would be added to the wrong weights.
         """
-        if items:
-            return collate(items, self.pad_id, left=False)
-        image = self.images.load(stand_in.image) if stand_in.image else {}
-        inputs = collate([(stand_in, image)], self.pad_id, left=False)
-        inputs["labels"][:] = IGNORED
+        has_image = any(tensors for _, tensors in items)
+        extra = not items or (bool(self.tuned.connector_parameters) and not has_image)
+        if extra:
+            image = self.images.load(self.stand_in.image) if self.stand_in.image else {}
+            items = [*items, (self.stand_in, image)]
+        inputs = collate(items, self.pad_id, left=False)
+        if extra:
+            inputs["labels"][-1] = IGNORED
         return inputs
 
     def loss_sum(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -191,7 +197,7 @@ class Trainer:
         self.model.eval()
         with torch.no_grad():
             for items in self.items(batches, examples):
-                total += self.loss_sum(self._inputs(items, examples[0]))
+                total += self.loss_sum(self._inputs(items))
         self.model.train()
         for prefix in self.spec.model.vision:
             _base_model(self.tuned).get_submodule(prefix).eval()
@@ -254,7 +260,7 @@ def train_adapter(
     train_set, eval_set = encoded(rows), encoded(held_out)
     if not train_set:
         raise UserError(f"{subset_dir}: no training examples")
-    trainer = Trainer(spec, tuned, images, base.pad_token_id, execution, zero_stage)
+    trainer = Trainer(spec, tuned, images, train_set, base.pad_token_id, execution, zero_stage)
     torch.manual_seed(derived_seed(spec.seed, "dropout", trainer.rank))
 
     facts: dict[str, Any] = {
@@ -267,21 +273,19 @@ def train_adapter(
     }
     if trainer.accelerator.is_main_process:
         with partial_directory(out_dir) as work:
-            facts |= _run(trainer, train_set, eval_set, work)
+            facts |= _run(trainer, eval_set, work)
             save(tuned, work, base_dir.name)
             facts["outputs"] = _hashes(work)
     else:
-        _run(trainer, train_set, eval_set, None)
+        _run(trainer, eval_set, None)
     facts["micro_batch"] = trainer.micro_batch
     finish(trainer.accelerator)
     return facts
 
 
-def _run(
-    trainer: Trainer, train_set: Sequence[Encoded], eval_set: Sequence[Encoded], work: Path | None
-) -> dict[str, Any]:
+def _run(trainer: Trainer, eval_set: Sequence[Encoded], work: Path | None) -> dict[str, Any]:
     """All epochs; ``work`` is where the logs go (None: another process writes)."""
-    spec = trainer.spec
+    spec, train_set = trainer.spec, trainer.examples
     lengths = [len(encoded.ids) for encoded in train_set]
     total = math.ceil(len(train_set) / spec.global_batch) * spec.epochs
     warmup = warmup_steps(total, spec.optim.warmup_ratio)
@@ -303,7 +307,7 @@ def _run(
                 )
                 loss = trainer.step(items, batch)
                 if not math.isfinite(loss):
-                    raise UserError(
+                    raise RunFailed(
                         f"training diverged: the loss is {loss} at step {step + 1} of {total}: "
                         "lower the learning rate"
                     )
