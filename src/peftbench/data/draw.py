@@ -30,19 +30,26 @@ def load_generator(generator: str) -> Callable[[Random, str], Draft]:
     """
     try:
         module = importlib.import_module(generator_module(generator))
-        return module.draft  # type: ignore[no-any-return]
+        found: Callable[[Random, str], Draft] = module.draft
+        return found
     except (ModuleNotFoundError, AttributeError):
-        raise UserError(f"no embedded data set is drawn by {generator!r}: see src/peftbench/data/embedded/") from None
+        raise UserError(
+            f"no embedded data set is drawn by {generator!r}: see src/peftbench/data/embedded/"
+        ) from None
 
 
-def draw(generator: str, split: str, index: int, seed: int, artists: str | None = None) -> tuple[Example, bytes]:
+def draw(
+    generator: str, split: str, index: int, seed: int, artists: str | None = None
+) -> tuple[Example, bytes]:
     """Draw example ``index`` of a split; return it and its picture as PNG (empty where there is none).
 
     ``artists`` is the group of drawing styles; by default that of the split: "test" has its own, all others share
     the training artists.
     """
     key = hashlib.sha256(f"{seed}/{generator}/{split}/{index}".encode()).digest()
-    made = load_generator(generator)(Random(int.from_bytes(key, "big")), artists or ("test" if split == "test" else "train"))
+    made = load_generator(generator)(
+        Random(int.from_bytes(key, "big")), artists or ("test" if split == "test" else "train")
+    )
     png = made.scene.png() if made.scene is not None else b""
     return (
         Example(

@@ -44,9 +44,14 @@ def read_image(image_store: Path, sha256: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError:
-        raise UserError(f"{path}: image is missing: delete the data set's folder under results/data and run again") from None
+        raise UserError(
+            f"{path}: image is missing: delete the data set's folder under results/data and run again"
+        ) from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise UserError(f"{path}: image is corrupt (its bytes are not those of its name): delete it and the data set's folder under results/data, and run again")
+        raise UserError(
+            f"{path}: image is corrupt (its bytes are not those of its name): delete it and the data set's folder "
+            "under results/data, and run again"
+        )
     return data
 
 

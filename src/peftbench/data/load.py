@@ -37,7 +37,9 @@ def read_examples(data_dir: Path, split: str, ids: Collection[str] | None = None
     by_id = {example.id: example for example in examples}
     unknown = next((i for i in ids if i not in by_id), None)
     if unknown is not None:
-        raise UserError(f"{path}: has no example {unknown!r} that the subset names: delete the subset's folder and run again")
+        raise UserError(
+            f"{path}: has no example {unknown!r} that the subset names: delete the subset's folder and run again"
+        )
     return [by_id[i] for i in ids]
 
 
@@ -48,4 +50,6 @@ def read_subset(subset_dir: Path) -> list[str]:
     try:
         return list(pq.read_table(subset_dir / "ids.parquet", use_threads=False)["id"].to_pylist())
     except OSError as error:
-        raise UserError(f"{subset_dir}/ids.parquet: cannot be read ({error}): delete the folder and run again") from None
+        raise UserError(
+            f"{subset_dir}/ids.parquet: cannot be read ({error}): delete the folder and run again"
+        ) from None

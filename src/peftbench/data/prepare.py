@@ -23,7 +23,9 @@ def prepare_dataset(spec: PrepareSpec, out_dir: Path, image_store: Path) -> dict
     try:
         source = importlib.import_module(f"peftbench.data.sources.{kind}")
     except ModuleNotFoundError:
-        raise UserError(f"data set {spec.dataset}: unknown kind of source {kind!r}: see src/peftbench/data/sources/") from None
+        raise UserError(
+            f"data set {spec.dataset}: unknown kind of source {kind!r}: see src/peftbench/data/sources/"
+        ) from None
     out_dir.mkdir(parents=True, exist_ok=True)
     facts = {}
     for split, rows in source.splits(spec, image_store):

@@ -31,8 +31,12 @@ def draw_subset(spec: SubsetSpec, data_dir: Path, out_dir: Path) -> dict[str, An
 
     ids = [example.id for example in read_examples(data_dir, "train")]
     if spec.size != "full" and spec.size > len(ids):
-        raise UserError(f"{data_dir}: has {len(ids)} training rows, the study asks for {spec.size}: lower train_size, or say full")
+        raise UserError(
+            f"{data_dir}: has {len(ids)} training rows, the study asks for {spec.size}: lower train_size, or say full"
+        )
     drawn = nested_draw(ids, spec.size, spec.seed)
     out_dir.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"id": pa.array(drawn, pa.string())}), out_dir / "ids.parquet", compression="zstd")
+    pq.write_table(
+        pa.table({"id": pa.array(drawn, pa.string())}), out_dir / "ids.parquet", compression="zstd"
+    )
     return {"rows": len(drawn), "of": len(ids)}

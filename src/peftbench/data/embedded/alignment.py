@@ -24,4 +24,6 @@ def draft(rng: Random, split: str) -> Draft:
         style = scene.place(concept, rng.randint(36, 60), rng.randint(36, 60), rng.randint(36, 84))
         colour = pack.colour(concept.hex, style)
         caption = with_article(concept.name, colour if rng.random() < 0.5 else "")
-    return Draft(question=rng.choice(REQUESTS), answers=[caption], target=caption, question_type="name", scene=scene)
+    return Draft(
+        question=rng.choice(REQUESTS), answers=[caption], target=caption, question_type="name", scene=scene
+    )

@@ -18,7 +18,14 @@ def draft(rng: Random, split: str) -> Draft:
     colour = pack.colour(concept.hex, style)
     if colour and rng.random() < 0.25:
         question, right = "Which color is it?", colour
-        wrong = rng.sample([c for c in ("red", "orange", "yellow", "green", "blue", "brown", "black", "white") if c != colour], n_wrong)
+        wrong = rng.sample(
+            [
+                c
+                for c in ("red", "orange", "yellow", "green", "blue", "brown", "black", "white")
+                if c != colour
+            ],
+            n_wrong,
+        )
     else:
         question, right = "What is this?", concept.name
         wrong = []

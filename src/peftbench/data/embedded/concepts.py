@@ -96,7 +96,11 @@ SELECTION: dict[str, dict[str, str]] = {
     },
     "boat": {"sailboat": "", "canoe": "", "ship": ""},
     "aircraft": {"airplane": "", "helicopter": "", "rocket": ""},
-    "clock": {"hourglass done": "hourglass", "watch": "", "alarm clock": "", },
+    "clock": {
+        "hourglass done": "hourglass",
+        "watch": "",
+        "alarm clock": "",
+    },
     "weather": {"sun": "", "cloud": "", "cloud with rain": "rain", "tornado": ""},
     "ball": {
         "soccer ball": "",
@@ -168,7 +172,9 @@ PLACES: dict[str, tuple[str, ...]] = {
 
 # Words that are drawn: real writers, kinds of book, and what labels on tins say. At most seven letters, so that
 # a word fits the picture at a height that the vision tower can read.
-AUTHORS = "austen byron camus dante defoe eliot goethe hesse huxley ibsen joyce kafka orwell twain woolf zola".split()
+AUTHORS = tuple(
+    "austen byron camus dante defoe eliot goethe hesse huxley ibsen joyce kafka orwell twain woolf zola".split()
+)
 GENRES = ("poems", "drama", "novel", "essays", "tales", "history")
 LABELS = ("milk", "tea", "salt", "rice", "soup", "corn", "beans", "cocoa", "honey", "sugar")
 DIGITS = tuple("0123456789")

@@ -30,7 +30,9 @@ def draft(rng: Random, split: str) -> Draft:
 def _two_groups(rng: Random, scene: Scene) -> tuple[str, str, int, int]:
     a = pick(rng)
     b = pick(rng, a)
-    n_a, n_b = rng.choice([(x, y) for x in range(1, 7) for y in range(1, 7) if abs(x - y) >= 2 and x + y <= 8])
+    n_a, n_b = rng.choice(
+        [(x, y) for x in range(1, 7) for y in range(1, 7) if abs(x - y) >= 2 and x + y <= 8]
+    )
     cells = rng.sample(range(9), n_a + n_b)
     style_a, style_b = scene.style_for(a), scene.style_for(b)
     for cell in cells[:n_a]:
@@ -58,7 +60,12 @@ def _where(rng: Random, scene: Scene) -> tuple[str, str, list[str], str]:
     for concept, (x, y) in zip(shown, ((24, 24), (72, 24), (24, 72), (72, 72)), strict=True):
         scene.place(concept, x, y, rng.randint(34, 42))
     at = rng.randrange(4)
-    return f"Where is the {shown[at].name}?", CORNERS[at], [c for i, c in enumerate(CORNERS) if i != at], "where"
+    return (
+        f"Where is the {shown[at].name}?",
+        CORNERS[at],
+        [c for i, c in enumerate(CORNERS) if i != at],
+        "where",
+    )
 
 
 def _next(rng: Random, scene: Scene) -> tuple[str, str, list[str], str]:

@@ -55,7 +55,9 @@ class Concept(msgspec.Struct, frozen=True):
 @cache
 def concepts() -> tuple[Concept, ...]:
     """Return the chosen concepts in the pack's order."""
-    wanted = {label: (name or label, kind) for kind, group in SELECTION.items() for label, name in group.items()}
+    wanted = {
+        label: (name or label, kind) for kind, group in SELECTION.items() for label, name in group.items()
+    }
     found = []
     for line in (PACK / "concepts.jsonl").read_bytes().splitlines():
         row = msgspec.json.decode(line)
@@ -63,7 +65,9 @@ def concepts() -> tuple[Concept, ...]:
             continue
         name, kind = wanted[row["label"]]
         counted = Counter(n for names in row["names"].values() for n in names)
-        synonyms = [n for n, _ in counted.most_common() if n != name and n.isascii() and n.replace(" ", "").isalpha()]
+        synonyms = [
+            n for n, _ in counted.most_common() if n != name and n.isascii() and n.replace(" ", "").isalpha()
+        ]
         found.append(
             Concept(
                 hex=row["hex"],
@@ -75,7 +79,9 @@ def concepts() -> tuple[Concept, ...]:
                 styles=tuple(row["styles"]),
             )
         )
-    missing = wanted.keys() - {r["label"] for r in map(msgspec.json.decode, (PACK / "concepts.jsonl").read_bytes().splitlines())}
+    missing = wanted.keys() - {
+        r["label"] for r in map(msgspec.json.decode, (PACK / "concepts.jsonl").read_bytes().splitlines())
+    }
     if missing:
         raise ValueError(f"concepts.py names what the pack does not hold: {sorted(missing)}")
     return tuple(found)

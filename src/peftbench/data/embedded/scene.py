@@ -69,17 +69,36 @@ class Scene:
         row, column = divmod(cell, 3)
         jitter = self.rng.randint(-1, 1)
         return self.place(
-            concept, column * CELL + CELL // 2 + jitter, row * CELL + CELL // 2, self.rng.randint(25, 30), style
+            concept,
+            column * CELL + CELL // 2 + jitter,
+            row * CELL + CELL // 2,
+            self.rng.randint(25, 30),
+            style,
         )
 
-    def write(self, text: str, y: int, height: int = 20, colour: tuple[int, int, int] = (20, 20, 20), x: int = SIZE // 2) -> None:
+    def write(
+        self,
+        text: str,
+        y: int,
+        height: int = 20,
+        colour: tuple[int, int, int] = (20, 20, 20),
+        x: int = SIZE // 2,
+    ) -> None:
         """Write a word of the pack centred on (x, y), ``height`` pixels high where the picture is wide enough."""
         mask = pack.word(text, self.rng.choice(pack.TYPEFACES[self.split]))
         width = min(mask.width * height // mask.height, SIZE - 6)
         mask = mask.resize((width, height), Image.Resampling.BILINEAR)
         self.image.paste(colour, (x - width // 2, y - height // 2), mask)
 
-    def box(self, left: int, top: int, right: int, bottom: int, fill: tuple[int, int, int] | None, outline: tuple[int, int, int] | None = None) -> None:
+    def box(
+        self,
+        left: int,
+        top: int,
+        right: int,
+        bottom: int,
+        fill: tuple[int, int, int] | None,
+        outline: tuple[int, int, int] | None = None,
+    ) -> None:
         """Draw a rectangle (pixels, inclusive)."""
         ImageDraw.Draw(self.image).rectangle((left, top, right, bottom), fill=fill, outline=outline)
 

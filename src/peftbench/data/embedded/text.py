@@ -13,11 +13,12 @@ from peftbench.data.embedded.concepts import PLACES, WORDS
 from peftbench.data.embedded.wording import NUMBERS, Draft, plural
 
 GENERAL = (
-    "than more fewer same left right top bottom above below next to on under in front of behind between beside middle "
-    "corner row column empty full boxes box count sum plus equals blank fill image picture photo question answer "
-    "choices choose option letter word phrase label color shown showing there is are a an the and or of with Where Which What Are does it its belong missing next one usually "
-    "likely likelier unanswerable insufficient information provided single book writer genre group pair many "
-    "several two three four which what where who how pattern comes pick picked usually found kind thing"
+    "than more fewer same left right top bottom above below next to on under in front of behind between "
+    "beside middle corner row column empty full boxes box count sum plus equals blank fill image picture "
+    "photo question answer choices choose option letter word phrase label color shown showing there is are a "
+    "an the and or of with Where Which What Are does it its belong missing next one usually likely likelier "
+    "unanswerable insufficient information provided single book writer genre group pair many several two "
+    "three four which what where who how pattern comes pick picked usually found kind thing"
 ).split()
 
 
@@ -26,7 +27,7 @@ def vocabulary() -> list[str]:
     words: list[str] = [*GENERAL, *WORDS, *NUMBERS]
     for concept in pack.concepts():
         words += [concept.name, plural(concept.name), *concept.synonyms]
-    words += [k for k in pack.kinds()] + [p for places in PLACES.values() for p in places]
+    words += list(pack.kinds()) + [p for places in PLACES.values() for p in places]
     words += ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray"]
     return sorted(set(words))
 

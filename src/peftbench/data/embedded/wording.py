@@ -27,7 +27,22 @@ _IRREGULAR = {
     "sushi": "sushi",
     "spaghetti": "spaghetti",
 }
-_NO_ARTICLE = {"fries", "scissors", "jeans", "sushi", "spaghetti", "milk", "coffee", "tea", "beer", "rain", "corn", "chocolate", "ice cream", "salad"}
+_NO_ARTICLE = {
+    "fries",
+    "scissors",
+    "jeans",
+    "sushi",
+    "spaghetti",
+    "milk",
+    "coffee",
+    "tea",
+    "beer",
+    "rain",
+    "corn",
+    "chocolate",
+    "ice cream",
+    "salad",
+}
 
 
 class Draft(msgspec.Struct):

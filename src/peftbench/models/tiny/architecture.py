@@ -5,28 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+from peftbench.models.tiny.recipe import Sizes
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 # Special tokens in the order of their ids. No begin token: a turn starts with "USER:".
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
-
-
-class Sizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Widths and depths; pixels for the image. The tower's last layer is unused, as in LLaVA-1.5 (layer -2)."""
-
-    image: int = 96
-    patch: int = 16
-    vision_hidden: int = 128
-    vision_layers: int = 5
-    vision_heads: int = 4
-    hidden: int = 128
-    intermediate: int = 352
-    layers: int = 4
-    heads: int = 4
-    vocabulary: int = 1536
 
 
 def train_tokenizer(corpus: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -12,14 +12,12 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from peftbench.data.draw import draw
 from peftbench.data.example import Example
+from peftbench.models.tiny.recipe import ExposureRecipe
 from peftbench.models.tiny.vision import CLIP_MEAN, CLIP_STD
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
@@ -33,26 +31,6 @@ PROMPTS = {
     "text": "{question}",
 }
 TURN = "USER: {image}{prompt} ASSISTANT:"
-
-
-class ExposureRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Settings of the exposure; ``mix`` counts examples per generator."""
-
-    mix: dict[str, int] = msgspec.field(
-        default_factory=lambda: {
-            "alignment": 8000,
-            "vqav2": 9000,
-            "okvqa": 5000,
-            "ocrvqa": 6000,
-            "aokvqa": 7000,
-            "text": 7000,
-        }
-    )
-    steps: int = 1500
-    batch: int = 128
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.05
-    seed: int = 13
 
 
 def _draw_chunk(task: tuple[list[tuple[str, int]], int]) -> list[tuple[Example, bytes]]:

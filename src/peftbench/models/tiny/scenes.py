@@ -46,7 +46,11 @@ def _things(split: str) -> list[list[list[Image.Image]]]:
             versions = [art]
             for _ in range(COLOURINGS - 1 if split == "train" else 0):
                 rgb = ImageEnhance.Color(art.convert("RGB")).enhance(rng.uniform(0.3, 1.5))
-                bands = [b.point(lambda v, g=rng.uniform(0.75, 1.2): min(255, int(v * g))) for b in rgb.split()]
+                gains = [rng.uniform(0.75, 1.2) for _ in range(3)]
+                bands = [
+                    Image.frombytes("L", band.size, bytes(min(255, int(v * gain)) for v in band.tobytes()))
+                    for band, gain in zip(rgb.split(), gains, strict=True)
+                ]
                 rgb = ImageEnhance.Contrast(Image.merge("RGB", bands)).enhance(rng.uniform(0.7, 1.25))
                 rgb.putalpha(art.getchannel("A"))
                 versions.append(rgb)
@@ -98,7 +102,8 @@ class _Canvas:
         art = rng.choice(styles or rng.choice(_things(self.split)[concept]))
         longer = max(art.size)
         art = art.resize(
-            (max(1, art.width * side // longer), max(1, art.height * side // longer)), Image.Resampling.BILINEAR
+            (max(1, art.width * side // longer), max(1, art.height * side // longer)),
+            Image.Resampling.BILINEAR,
         )
         if rng.random() < 0.5:
             art = art.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -133,9 +138,11 @@ def _compose(rng: Random, split: str) -> _Canvas:
         canvas.thing(rng.randrange(n), near(48, 12), near(48, 12), rng.randint(36, 86))
     elif kind < 0.55:
         if rng.random() < 0.5:
-            spots = rng.choice((((25, 48), (71, 48)), ((48, 25), (48, 71))))
+            spots: tuple[tuple[int, int], ...] = rng.choice((((25, 48), (71, 48)), ((48, 25), (48, 71))))
         else:
-            spots = tuple(s for s in ((24, 24), (72, 24), (24, 72), (72, 72)) if rng.random() < 0.8) or ((24, 24),)
+            spots = tuple(s for s in ((24, 24), (72, 24), (24, 72), (72, 72)) if rng.random() < 0.8) or (
+                (24, 24),
+            )
         for x, y in spots:
             canvas.thing(rng.randrange(n), near(x), near(y), rng.randint(33, 46))
     elif kind < 0.8:
@@ -143,7 +150,13 @@ def _compose(rng: Random, split: str) -> _Canvas:
         drawn = {c: rng.choice(_things(split)[c]) for c in (first, second)}
         for cell in rng.sample(range(9), rng.randint(1, 9)):
             concept = first if rng.random() < 0.6 else second
-            canvas.thing(concept, near(16 + 32 * (cell % 3), 2), near(16 + 32 * (cell // 3), 2), rng.randint(24, 31), drawn[concept])
+            canvas.thing(
+                concept,
+                near(16 + 32 * (cell % 3), 2),
+                near(16 + 32 * (cell // 3), 2),
+                rng.randint(24, 31),
+                drawn[concept],
+            )
     else:
         if rng.random() < 0.15:
             digits = len(WORDS) - 10

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from peftbench.models.tiny.recipe import VisionRecipe
 from peftbench.models.tiny.scenes import PATCH, compose_chunk, n_classes
 
 if TYPE_CHECKING:
@@ -26,22 +25,12 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CHUNK = 960  # scenes composed per task
 
 
-class VisionRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Settings of the tower's pre-training."""
-
-    steps: int = 1700
-    batch: int = 192
-    learning_rate: float = 1.0e-3
-    weight_decay: float = 0.05
-    seed: int = 11
-
-
 def _batches(recipe: VisionRecipe, workers: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield batches without end; chunks are composed ahead by ``workers`` processes (0: in this one)."""
     number = 0
     pool = ProcessPoolExecutor(workers) if workers else None
     try:
-        ahead = []
+        ahead: list[Any] = []
         while True:
             while pool and len(ahead) < 2 * workers:
                 ahead.append(pool.submit(compose_chunk, (recipe.seed, number, CHUNK, "train")))
@@ -52,7 +41,7 @@ def _batches(recipe: VisionRecipe, workers: int) -> Iterator[tuple[np.ndarray, n
                 chunk = compose_chunk((recipe.seed, number, CHUNK, "train"))
                 number += 1
             for start in range(0, CHUNK - recipe.batch + 1, recipe.batch):
-                yield tuple(part[start : start + recipe.batch] for part in chunk)  # type: ignore[misc]
+                yield tuple(part[start : start + recipe.batch] for part in chunk)
     finally:
         if pool:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -87,7 +76,7 @@ def _spoil(pictures: Tensor, random: torch.Generator) -> Tensor:
 
 
 def pretrain_tower(
-    tower: torch.nn.Module,
+    tower: Any,
     feature_layer: int,
     recipe: VisionRecipe,
     device: str,
@@ -139,7 +128,9 @@ def pretrain_tower(
         drawn, label, centre = (torch.from_numpy(part).to(device) for part in next(batches))
         pictures = _spoil(drawn.permute(0, 3, 1, 2).float() / 255, random)
         out = head(read(normalise(pictures)))
-        named = F.cross_entropy(out[..., :classes].flatten(0, 1), label.long().flatten(), label_smoothing=0.05)
+        named = F.cross_entropy(
+            out[..., :classes].flatten(0, 1), label.long().flatten(), label_smoothing=0.05
+        )
         centred = F.binary_cross_entropy_with_logits(out[..., classes], centre.float())
         mean_colour = F.avg_pool2d(pictures, PATCH).flatten(2).transpose(1, 2)
         coloured = (out[..., -3:].sigmoid() - mean_colour).abs().mean()
@@ -153,7 +144,10 @@ def pretrain_tower(
             log.append({"step": step, "loss": loss.item(), "name": named.item(), "centre": centred.item()})
             if step % 100 == 0:
                 spent = time.monotonic() - started
-                print(f"vision {step}/{recipe.steps} loss {loss.item():.3f} name {named.item():.3f} {spent:.0f} s", flush=True)
+                print(
+                    f"vision {step}/{recipe.steps} loss {loss.item():.3f} name {named.item():.3f} {spent:.0f} s",
+                    flush=True,
+                )
             if step % 500 == 0:
                 log[-1]["named_test"] = named_rightly("test")
                 print(f"vision {step}: held-out artist {log[-1]['named_test']:.3f}", flush=True)
@@ -167,7 +161,7 @@ def pretrain_tower(
 class LayersRead:
     """The part of a CLIP tower that LLaVA reads: everything up to ``feature_layer``."""
 
-    def __init__(self, tower: torch.nn.Module, feature_layer: int) -> None:
+    def __init__(self, tower: Any, feature_layer: int) -> None:
         self.tower = tower
         n_layers = len(tower.encoder.layers)
         self.layers = tower.encoder.layers[: n_layers + 1 + feature_layer]
