@@ -136,7 +136,8 @@ def test_default_location_written_out_is_the_same_run(project):
         ({"seeds": [7]}, {"train": 8, "predict": 8, "score": 8, **VIEWS}),
         ({"execution": {"micro_batch": 2, "workers": 3, "threads": 2, "gradient_checkpointing": True}}, {}),
         ({"report": {"gallery": 1}}, {"report": 1}),
-        ({"identity": {"packages": []}}, {"build": 0, "train": 8, "predict": 10, "score": 10, **VIEWS}),
+        # of the fakes' code only the methods import peft, so the untuned model's predictions stay
+        ({"identity": {"packages": []}}, {"train": 8, "predict": 8, "score": 8, **VIEWS}),
         ({"lineup": {"datasets": ["second", "first"]}}, VIEWS),
         ({"studies": []}, {}),
     ],
@@ -144,10 +145,25 @@ def test_default_location_written_out_is_the_same_run(project):
 def test_a_setting_changes_exactly_its_jobs(project, main, changed):
     before = stages(project.plan())
     project.write_yaml("config/config.yaml", main_with(**main))
-    after = changed_stages(before, stages(project.plan()))
-    after.pop("build", None)  # whether the base model's code imports a named package is its own affair
-    changed = {stage: count for stage, count in changed.items() if count}
-    assert after == changed
+    assert changed_stages(before, stages(project.plan())) == changed
+
+
+def test_a_models_own_settings_count_less_than_the_configurations(project):
+    """Method's default, then the model's file, then config.yaml: the strongest that names a setting wins."""
+
+    def rank() -> int:
+        plan = project.plan()
+        runs = (job for job in plan.jobs.values() if job.stage == "train")
+        specs = (msgspec.json.decode(run.spec) for run in runs)
+        return next(spec["settings"]["rank"] for spec in specs if spec["method"] == "lora")
+
+    file = "config/models/tiny.yaml"
+    before = (project.root / file).read_text()
+    default = rank()
+    project.write(file, before + "methods: {lora: {rank: 12}}\n")
+    assert (default, rank()) == (128, 12)
+    project.write_yaml("config/config.yaml", main_with(methods={"lora": {"rank": 8}}))
+    assert rank() == 8
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_everything_is_made(finished):
         "figures/small.png",
         "figures/small.svg",
     ):
-        assert (results / name).read_text() == "10 cells"
+        assert (results / name).read_text() == "10 cells, 0 failed"
     assert (results / "report/small.html").read_text() == "Small"
     assert [p.name for p in results.rglob(".partial-*")] == []
 
@@ -179,6 +179,20 @@ def test_one_failing_run_does_not_stop_the_others_and_is_named(finished):
         finished.write(file, text)
         finished.write_yaml("config/studies/small.yaml", STUDY)
     assert finished.jobs() == {}
+
+
+def test_a_diverged_run_is_recorded_and_shown_as_failed(finished):
+    """It ends like any other run, with a record that says why; what is made from it says so too."""
+    finished.write_yaml("config/studies/small.yaml", STUDY | {"methods": {"lora": {"learning_rate": 1000}}})
+    try:
+        done = finished.snakemake("-c2")
+        assert done.returncode == 0, done.stdout
+        assert "failed, and recorded so: training diverged: the loss is nan at step 3 of 9" in done.stdout
+        assert (finished.root / "results/tables/small.md").read_text() == "10 cells, 4 failed"
+        assert finished.jobs() == {}
+    finally:
+        finished.write_yaml("config/studies/small.yaml", STUDY)
+        assert finished.snakemake("-c2").returncode == 0
 
 
 def test_ctrl_c_stops_cleanly_and_the_next_start_goes_on(tmp_path):

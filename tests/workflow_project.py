@@ -40,7 +40,11 @@ FAKES = {
         import os
         import time
 
+        from peftbench.errors import RunFailed
+
         def train_adapter(spec, base_dir, data_dir, subset_dir, image_store, out_dir, execution):
+            if spec.optim.learning_rate > 100:
+                raise RunFailed("training diverged: the loss is nan at step 3 of 9: lower the learning rate")
             (out_dir / "adapter").mkdir()
             (out_dir / "adapter" / "weights").write_text(repr(spec.settings))
             print("half way", flush=True)
@@ -61,9 +65,10 @@ FAKES = {
 
         def tabulate_study(spec, results, out_dir):
             records = [read_record(results / cell.scores / "record.json") for cell in spec.cells]
-            values = [record.facts["value"] for record in records]
+            values = [record.facts.get("value", record.facts.get("failed")) for record in records]
             for suffix in ("csv", "md", "html"):
-                atomic_text(out_dir / f"{spec.study}.{suffix}", f"{len(values)} cells")
+                text = f"{len(values)} cells, {sum(isinstance(v, str) for v in values)} failed"
+                atomic_text(out_dir / f"{spec.study}.{suffix}", text)
             return {}
         """,
     "analysis/plot.py": """

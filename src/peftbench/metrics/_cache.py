@@ -19,7 +19,7 @@ import msgspec
 from peftbench.errors import UserError
 from peftbench.store import atomic_write
 
-HASH_BLOCK = 1 << 20
+HASH_BLOCK = 1 << 17
 RACY_SECONDS = 2.0
 """A file changed this recently may change again within one tick of the clock: its time proves nothing."""
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the compiled form on disk; part of its name, so that another version is simply not found."""
-BLOCK = 1 << 19
+BLOCK = 1 << 17
 """Bytes of text decoded at a time: small enough to stay in the cache of one core."""
 _ARRAY_OPENING = re.compile(
     rb'\s*(?:\{.{0,65536}?(?P<key>"annotations")\s*:\s*)?\[\s*(?P<record>\{\s*"[^"\\]*"\s*:)?', re.DOTALL
@@ -142,7 +142,10 @@ class _Columns:
         groups = []
         for width in np.unique(widths):
             rows = np.flatnonzero(widths == width)
-            groups.append((rows, np.stack([flat[starts[rows] + place] for place in range(width)])))
+            if len(rows) == len(widths):
+                groups.append((rows, np.ascontiguousarray(flat.reshape(-1, width).T)))
+            else:
+                groups.append((rows, np.stack([flat[starts[rows] + place] for place in range(width)])))
         vocabulary = _Interner()
         number = vocabulary.__getitem__
         forms = [(text, *answer_forms(text)) for text in self.raw]
