@@ -1,6 +1,9 @@
 """CIDEr, BLEU and ROUGE-L against pycocoevalcap itself."""
 
 import math
+import os
+import sys
+from pathlib import Path
 
 import captions
 import numpy as np
@@ -154,7 +157,9 @@ def test_end_to_end_equals_pycocoevalcap() -> None:
     assert result.extra["tokens"]["exact"] is True
 
 
-def test_large_sets_are_kept_compiled_and_give_the_same(own_cache, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_large_sets_are_kept_compiled_and_give_the_same(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     references, candidates = captions.drawn(80, 5)
     small = cider.score(candidates, examples(references), {})
     monkeypatch.setattr(_ngrams, "LIGHT_LIMIT", 100)
@@ -198,3 +203,15 @@ def test_wrong_input() -> None:
         cider.score(["a", "b"], examples([["a"], []]), {})
     with pytest.raises(UserError, match="settings of metric cider"):
         cider.score(["a"], examples([["a"]]), {"also": ["bleurt"]})
+
+
+def test_kernels_find_a_place_where_the_package_cannot_be_written(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ngrams.os, "access", lambda path, mode: False)
+    monkeypatch.delitem(sys.modules, "numba", raising=False)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")  # so that it is put back as it was
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    monkeypatch.setitem(sys.modules, "peftbench.metrics._ngram_kernels", sys)
+    _ngrams._kernels()
+    assert os.environ["NUMBA_CACHE_DIR"] == str(own_cache / "numba")

@@ -1,9 +1,13 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftbench.errors import UserError
+from peftbench.metrics._cache import prune
 from peftbench.metrics._uncertainty import cluster_codes, mean_uncertainty
 from peftbench.metrics.base import MetricSettings, load_metric, metric_names, read_settings
 
@@ -97,3 +101,13 @@ def test_settings_and_names() -> None:
         load_metric("cidr")
     with pytest.raises(UserError, match="confidence must lie"):
         read_settings(MetricSettings, {"confidence": 1.0}, "x")
+
+
+def test_only_the_newest_compiled_references_are_kept(tmp_path: Path) -> None:
+    for number in range(6):
+        place = tmp_path / str(number)
+        place.mkdir() if number % 2 else place.touch()
+        os.utime(place, (number, number))
+    prune(tmp_path, keep=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4", "5"]
+    prune(tmp_path / "nothing")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from peftbench.errors import UserError
 from peftbench.store import atomic_write
 
 HASH_BLOCK = 1 << 17
+KEPT_SETS = 16
+"""Compiled references kept of each kind."""
 RACY_SECONDS = 2.0
 """A file changed this recently may change again within one tick of the clock: its time proves nothing."""
 
@@ -45,6 +48,17 @@ def write_cached(path: Path, write: Callable[[Path], object]) -> bool:
     except (OSError, UserError):
         return False
     return True
+
+
+def prune(folder: Path, keep: int = KEPT_SETS - 1) -> None:
+    """Remove the oldest compiled references of a folder beyond ``keep``: a set of captions may take 100 MB."""
+    with contextlib.suppress(OSError):
+        entries = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in entries[keep:]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:

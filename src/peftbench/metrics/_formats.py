@@ -219,7 +219,7 @@ def _write_vqa(ids: Sequence[RowId], texts: Sequence[str]) -> bytes:
 
 def _write_table(ids: Sequence[RowId], texts: Sequence[str]) -> bytes:
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+    writer = csv.writer(stream, delimiter="\t", lineterminator="\r\n")  # so that both are quoted in texts
     writer.writerow(["index", "prediction"])
     writer.writerows(zip(ids, texts, strict=True))
     return stream.getvalue().encode("utf-8", "replace")

@@ -14,14 +14,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from peftbench.metrics._cache import cache_dir, prune
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,6 +151,17 @@ def _penalty(delta: int) -> float:
     return float(np.e ** (-(float(delta) ** 2) / (2 * SIGMA**2)))
 
 
+def _kernels() -> ModuleType:
+    """The compiled kernels; numba keeps them beside their source or, where that is read-only, in our cache."""
+    if not os.access(Path(__file__).parent, os.W_OK) and "numba" not in sys.modules:
+        folder = cache_dir()
+        place = folder / "numba" if folder is not None else Path(tempfile.gettempdir()) / "peftbench-numba"
+        os.environ.setdefault("NUMBA_CACHE_DIR", str(place))
+    from peftbench.metrics import _ngram_kernels
+
+    return _ngram_kernels
+
+
 class CompiledCaptions(msgspec.Struct):
     """References as integers (see ``_ngram_kernels``), ready to be kept on disk."""
 
@@ -156,8 +172,7 @@ class CompiledCaptions(msgspec.Struct):
         """Score tokenised candidates, one per image."""
         import numpy as np
 
-        from peftbench.metrics import _ngram_kernels as kernels
-
+        kernels = _kernels()
         a = self.arrays
         words = _Words(a["words"], a["word_ends"], a["hashes"])
         tokens, ends = words.intern(candidates)
@@ -191,6 +206,7 @@ class CompiledCaptions(msgspec.Struct):
             try:
                 for name, array in self.arrays.items():
                     np.save(temporary / f"{name}.npy", array)
+                prune(folder.parent)
                 temporary.rename(folder)  # fails where another process was first, which is as good
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -233,8 +249,7 @@ class _Words:
         """Word ids int32 [tokens] of lines, and the tokens up to the end of each line int64 [lines]."""
         import numpy as np
 
-        from peftbench.metrics import _ngram_kernels as kernels
-
+        kernels = _kernels()
         text = "\n".join(lines) + "\n"
         if text.count("\n") != len(lines):
             text = "\n".join([line.replace("\n", " ") for line in lines]) + "\n"
@@ -263,8 +278,7 @@ def compile_captions(references: Sequence[Sequence[str]]) -> CompiledCaptions | 
     """Compile tokenised references; None where a caption is too long for the kernels."""
     import numpy as np
 
-    from peftbench.metrics import _ngram_kernels as kernels
-
+    kernels = _kernels()
     vocabulary = _Words(np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.uint64))
     tokens, ends = vocabulary.intern([text for texts in references for text in texts])
     lengths = np.diff(ends, prepend=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,14 +82,14 @@ def unique_ids(ids: Iterable[RowId], what: str) -> dict[str, int]:
 
 def align(
     wanted: list[RowId], given: list[RowId], what: str, missing: Callable[[RowId], None] | None = None
-) -> list[int]:
+) -> Sequence[int]:
     """Position in ``given`` of each wanted id; -1 for a missing one where ``missing`` is told of it.
 
     Ids in ``given`` that appear twice, that no reference has, or (without ``missing``) that have no
     prediction are a UserError. ``wanted`` ids are known to be unique.
     """
     if wanted == given:
-        return list(range(len(given)))
+        return range(len(given))
     positions = unique_ids(given, what)
     names = [str(name) for name in wanted]
     out = [positions.pop(name, -1) for name in names]

@@ -329,6 +329,7 @@ def _write_compiled(path: Path, compiled: Compiled) -> None:
         )
     except UnicodeEncodeError:  # lone surrogates have no form on disk: such references are compiled each time
         return
+    _cache.prune(path.parent)
     _cache.write_cached(path, lambda temporary: temporary.write_bytes(data))
 
 

@@ -75,7 +75,7 @@ def train(
         "weights": "train",
         "recipe": msgspec.to_builtins(source),
         "device": name,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "files": files,
         "probe": vision["probe"],
         "vision_log": vision["log"],
