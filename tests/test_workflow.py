@@ -48,6 +48,7 @@ def test_everything_is_made(finished):
         "tables/small.csv",
         "tables/small.md",
         "tables/small.html",
+        "tables/small.tex",
         "figures/small.png",
         "figures/small.svg",
     ):
@@ -248,7 +249,8 @@ def test_snakemake_lint_and_snakefmt_are_content(finished):
     done = finished.snakemake("--lint")
     assert done.returncode == 0, done.stdout
     files = ["Snakefile", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("workflow/rules/*.smk"))]
-    formatted = subprocess.run(["snakefmt", "--check", *files], cwd=ROOT, capture_output=True, text=True)
+    command = [str(Path(sys.executable).with_name("snakefmt")), "--check", *files]
+    formatted = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert formatted.returncode == 0, formatted.stderr
 
 

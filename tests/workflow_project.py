@@ -66,7 +66,7 @@ FAKES = {
         def tabulate_study(spec, results, out_dir):
             records = [read_record(results / cell.scores / "record.json") for cell in spec.cells]
             values = [record.facts.get("value", record.facts.get("failed")) for record in records]
-            for suffix in ("csv", "md", "html"):
+            for suffix in ("csv", "md", "html", "tex"):
                 text = f"{len(values)} cells, {sum(isinstance(v, str) for v in values)} failed"
                 atomic_text(out_dir / f"{spec.study}.{suffix}", text)
             return {}

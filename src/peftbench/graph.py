@@ -340,6 +340,7 @@ VIEW_FILES = (
     "tables/{}.csv",
     "tables/{}.md",
     "tables/{}.html",
+    "tables/{}.tex",
     "figures/{}.png",
     "figures/{}.svg",
     "report/{}.html",

@@ -12,6 +12,7 @@ for study in STUDIES:
             csv=f"<results>/tables/{study.name}.csv",
             md=f"<results>/tables/{study.name}.md",
             html=f"<results>/tables/{study.name}.html",
+            tex=f"<results>/tables/{study.name}.tex",
             marker=PLAN.marker(study.tabulate),
         log:
             f"<logs>/tabulate_study/{study.name}.log",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Make the table of one study from the scores of its runs.
 
-Leaves <study>.csv, <study>.md and <study>.html, and a marker that says which scores they were made from.
+Leaves <study>.csv, .md, .html and .tex, and a marker that says which scores they were made from.
 """
 
 from typing import Any
