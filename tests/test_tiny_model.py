@@ -150,7 +150,7 @@ def answers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         if job.stage != "predict" or not job.inputs.keys().isdisjoint({"run"}):
             continue
         spec = msgspec.convert(msgspec.json.decode(job.spec), PredictSpec)
-        name = job.label.split("/")[1]
+        name = job.label.split()[2]
         work = tmp_path_factory.mktemp(name)
         rows = [draw(name.removesuffix("_mini"), "test", i, 7) for i in range(150)]
         for _, png in rows:
