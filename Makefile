@@ -17,6 +17,8 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export DS_ACCELERATOR ?= cpu
 export PYTHONUNBUFFERED := 1
+# Empty means unset: every job starts a Python, which should find its modules compiled.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo plan test lint unit clean
 
@@ -53,7 +55,7 @@ lint: setup
 	$(BIN)/snakemake --lint
 
 unit: setup
-	$(BIN)/pytest -n $(CORES)
+	$(BIN)/pytest -n $(CORES) --dist loadfile --durations 12
 
 clean:
 	rm -rf $(VENV) results .snakemake
