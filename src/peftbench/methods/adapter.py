@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peftbench.models.arch import Dims
     from peftbench.spec import ModelNames
 
+TITLE = "Adapter"
 TRAINS = True
 MERGEABLE = False
 LOCATIONS: tuple[str, ...] = ("attn", "mlp", "both")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from peftbench.models.arch import Dims
     from peftbench.spec import ModelNames
 
+TITLE = "IA3"
 TRAINS = True
 MERGEABLE = True
 LOCATIONS: tuple[str, ...] = ("attn", "mlp", "both")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from peftbench.models.arch import Dims
     from peftbench.spec import ModelNames
 
+TITLE = "LoRA"
 TRAINS = True
 MERGEABLE = True
 LOCATIONS: tuple[str, ...] = ("attn", "mlp", "both")

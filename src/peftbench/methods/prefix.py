@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from peftbench.models.arch import Dims
     from peftbench.spec import ModelNames
 
+TITLE = "Prefix-Tuning"
 TRAINS = True
 MERGEABLE = False
 LOCATIONS: tuple[str, ...] = ("attn",)
