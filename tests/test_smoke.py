@@ -72,7 +72,7 @@ def records(directory: Path, stage: str) -> dict[Path, dict[str, Any]]:
 
 def test_the_table_is_full_and_honest(smoke: Path) -> None:
     rows = table(smoke)
-    assert rows.height == 6 and set(rows["status"]) == {"ok"}
+    assert rows.height == 8 * 3 and set(rows["status"]) == {"ok"}
     assert rows["stderr"].is_between(0, 15, closed="right").all()
     assert set(rows["n"]) == {300, 500}
     for name in ("tables/smoke.md", "tables/smoke.html", "figures/smoke.png", "figures/smoke.svg"):
@@ -91,6 +91,25 @@ def test_tuning_beats_the_untuned_base_beyond_the_error_bars(smoke: Path) -> Non
             assert gain > one[method]["stderr"] + one["base"]["stderr"], (dataset, method, gain)
 
 
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (Debian package chromium)")
+def test_the_page_is_drawn_by_a_browser(smoke: Path, tmp_path: Path) -> None:
+    """From disk, without a network: the screenshot shows the table's shades and the gallery's pictures."""
+    from PIL import Image
+
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [
+        "--no-first-run",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--screenshot={tmp_path / 'page.png'}",
+    ]
+    page = (smoke / "results/report/smoke.html").as_uri()
+    subprocess.run([*command, "--window-size=1200,3000", page], check=True, capture_output=True, timeout=120)
+    picture = Image.open(tmp_path / "page.png").convert("RGB")
+    assert picture.size == (1200, 3000)
+    top, bottom = picture.crop((0, 0, 1200, 1000)), picture.crop((0, 2000, 1200, 3000))
+    assert all(len(part.getcolors(1 << 24) or []) > 300 for part in (top, bottom))
+
+
 def test_a_second_run_does_nothing(smoke: Path) -> None:
     assert planned(smoke, "smoke") == {}
 
@@ -98,13 +117,13 @@ def test_a_second_run_does_nothing(smoke: Path) -> None:
 def test_another_rank_reruns_exactly_its_runs(smoke: Path) -> None:
     jobs = planned(smoke, "smoke", "--config", "methods={lora: {rank: 8}}")
     views = {f"{view}_smoke": 1 for view in ("tabulate_study", "plot_study", "build_report")}
-    runs = dict.fromkeys(("train_adapter", "generate_predictions", "score_predictions"), 2)
-    assert jobs == {**runs, **views, "smoke": 1, "total": 10}
+    runs = dict.fromkeys(("train_adapter", "generate_predictions", "score_predictions"), 8)
+    assert jobs == {**runs, **views, "smoke": 1, "total": 28}
 
 
 def test_records_tell_what_was_run_and_what_it_cost(smoke: Path) -> None:
     runs = records(smoke, "train")
-    assert len(runs) == 4
+    assert len(runs) == 16
     for path, record in runs.items():
         assert path.parent.name.endswith(record["digest"])
         assert record["spec"]["seed"] == 42 and record["spec"]["optim"]["schedule"] == "cosine"
@@ -138,7 +157,7 @@ VIEWS = ("tabulate_study", "plot_study", "build_report")
 
 @pytest.mark.parametrize(
     ("study", "data", "trained"),
-    [("demo", 4, 32), ("table1_main", 8, 64), ("smoke", 2, 4)],
+    [("demo", 4, 32), ("table1_main", 8, 64), ("smoke", 8, 16)],
 )
 def test_every_shipped_study_plans_its_jobs(tmp_path: Path, study: str, data: int, trained: int) -> None:
     scored = trained + data  # the untuned base, once per data set
