@@ -183,7 +183,7 @@ def test_answers_are_marked(store: FakeStore) -> None:
     table = table_spec(cells)
     lines = read_lines(table, read_outcomes(table, store.root), store.root)
     cards = gallery(lines, {"tiny": "T"}, store.root, store.images, N)
-    found = {card.id: card.answers["T"]["lora"][0] for card in cards}
+    found = {card.id: card.answers["T"]["LoRA"][0] for card in cards}
     for i, score in enumerate(scores):
         answer = found[f"alpha-{i}"]
         assert answer.text == f"answer {i}"
@@ -237,7 +237,7 @@ def test_failed_and_missing_runs_are_said_so(store: FakeStore) -> None:
     said = " ".join("".join(read_page(path).text).split())
     assert "training failed: loss <nan> at step 3" in said
     assert "no result of training" in said and "no result of prediction" in said
-    assert "Without a log: ia3, connector tuned; ia3, connector frozen." in said
+    assert "Without a log: IA3, connector tuned; IA3, connector frozen." in said
     cards = path.read_text().partition('<div class="cards">')[2]
     assert cards.count('class="none failed"') == 3 and cards.count('class="none missing"') == 6
 
@@ -298,7 +298,7 @@ def test_a_damaged_log_is_named_and_the_page_goes_on(store: FakeStore) -> None:
     table = table_spec(cells)
     lines = read_lines(table, read_outcomes(table, store.root), store.root)
     panel = curve_panel("A", lines)
-    assert panel.without == ["lora (log damaged)", "ia3 (log damaged)"]
+    assert panel.without == ["LoRA (log damaged)", "IA3 (log damaged)"]
     assert panel.svg.count("<polyline") == 1
 
 

@@ -76,11 +76,11 @@ def test_rows_are_in_the_order_of_the_study_after_the_base(store: FakeStore, spe
     grid = grid_of(store, spec)
     assert [row.name for row in grid.rows] == [
         "untuned base",
-        "lora, connector tuned",
-        "lora, connector frozen",
-        "ia3, connector tuned",
-        "ia3, connector frozen",
-        "prefix, connector tuned",
+        "LoRA, connector tuned",
+        "LoRA, connector frozen",
+        "IA3, connector tuned",
+        "IA3, connector frozen",
+        "Prefix-Tuning, connector tuned",
     ]
     assert [column.label for column in grid.columns] == ["ALPHA", "BETA"]
     assert grid.columns[0].note == f"exact_match · n = {N} · unseen"
@@ -96,12 +96,12 @@ def test_averages_are_over_the_named_columns_and_need_all_of_them(
         ("Avg. seen", "of 1"),
         ("Avg. unseen", "of 1"),
     ]
-    both, seen, unseen = row_of(grid, "lora, connector tuned").averages
+    both, seen, unseen = row_of(grid, "LoRA, connector tuned").averages
     assert both.estimate is not None and seen.estimate is not None and unseen.estimate is not None
     assert both.estimate.value == pytest.approx(75.0)
     assert both.estimate.stderr == pytest.approx((2**2 + 2**2) ** 0.5 / 2)
     assert (seen.estimate.value, unseen.estimate.value) == (80.0, 70.0)
-    broken = row_of(grid, "ia3, connector frozen").averages
+    broken = row_of(grid, "IA3, connector frozen").averages
     assert broken[0].estimate is None and broken[0].reason == "1 of 2 values are missing"
     assert broken[2].estimate is not None  # the unseen set is there
 
@@ -109,9 +109,9 @@ def test_averages_are_over_the_named_columns_and_need_all_of_them(
 def test_the_best_is_marked_with_all_inside_its_interval(store: FakeStore, spec: TabulateSpec) -> None:
     grid = grid_of(store, spec)
     marked = {row.name: [cell.best for cell in row.cells] for row in grid.rows}
-    assert marked["lora, connector tuned"] == [True, True]
-    assert marked["lora, connector frozen"] == [True, True]  # 67 is inside 66..74
-    assert not any(any(marks) for name, marks in marked.items() if not name.startswith("lora"))
+    assert marked["LoRA, connector tuned"] == [True, True]
+    assert marked["LoRA, connector frozen"] == [True, True]  # 67 is inside 66..74
+    assert not any(any(marks) for name, marks in marked.items() if not name.startswith("LoRA"))
 
 
 def test_lower_is_better_turns_marks_around(store: FakeStore) -> None:
@@ -144,11 +144,11 @@ def test_against_the_base_only_where_intervals_do_not_overlap(store: FakeStore, 
     sides = {row.name: row.cells[0].against_base for row in grid.rows}
     assert sides == {
         "untuned base": "",  # 43..47
-        "lora, connector tuned": "better",
-        "lora, connector frozen": "better",
-        "ia3, connector tuned": "",  # 46..54
-        "ia3, connector frozen": "worse",
-        "prefix, connector tuned": "worse",
+        "LoRA, connector tuned": "better",
+        "LoRA, connector frozen": "better",
+        "IA3, connector tuned": "",  # 46..54
+        "IA3, connector frozen": "worse",
+        "Prefix-Tuning, connector tuned": "worse",
     }
 
 
@@ -166,7 +166,7 @@ def test_failed_and_missing_runs_are_said_so_everywhere(store: FakeStore, spec: 
         text = (store.root / f"tables/trial.{suffix}").read_text()
         assert "failed" in text and "missing" in text, suffix
     assert (
-        "Model tiny / ia3 / frozen, BETA: failed: training failed: loss is nan at step 3"
+        "Model tiny / IA3 / frozen, BETA: failed: training failed: loss is nan at step 3"
         in (store.root / "tables/trial.html").read_text()
     )
 
@@ -226,8 +226,8 @@ def test_runs_that_differ_in_more_than_the_seed_do_not_share_a_place(store: Fake
         grid_of(store, table_spec(cells))
     grid = grid_of(store, table_spec(cells, rows=["model", "method", "location"]))
     assert [row.labels for row in grid.rows] == [
-        ["Model tiny", "lora", "attn"],
-        ["Model tiny", "lora", "mlp"],
+        ["Model tiny", "LoRA", "attn"],
+        ["Model tiny", "LoRA", "mlp"],
     ]
 
 
@@ -266,7 +266,7 @@ def test_methods_as_columns_put_the_base_first(store: FakeStore) -> None:
         for dataset in ("alpha", "beta")
     ]
     grid = grid_of(store, table_spec(cells, rows=["model", "dataset"], columns="method", averages=[]))
-    assert [column.label for column in grid.columns] == ["untuned base", "lora", "ia3"]
+    assert [column.label for column in grid.columns] == ["untuned base", "LoRA", "IA3"]
     assert [row.untuned for row in grid.rows] == [False, False]
 
 
@@ -290,8 +290,8 @@ def test_published_values_stand_beside_cells_with_the_same_coordinates(
     ]
     assert known["difference"].to_list() == [-1.5, 2.0]
     grid = grid_of(store, spec)
-    assert row_of(grid, "lora, connector tuned").averages[0].published == pytest.approx(74.75)
-    assert row_of(grid, "lora, connector frozen").averages[0].published is None
+    assert row_of(grid, "LoRA, connector tuned").averages[0].published == pytest.approx(74.75)
+    assert row_of(grid, "LoRA, connector frozen").averages[0].published is None
     markdown = to_markdown(grid)
     assert "(paper 71.5, −1.5)" in markdown and "(paper 78.0, +2.0)" in markdown
     assert "Below: the published value" in legend(grid)
