@@ -7,7 +7,6 @@ computed once.
 
 from __future__ import annotations
 
-import math
 import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from peftbench.data.draw import draw
 from peftbench.data.example import Example
 from peftbench.models.tiny.recipe import ExposureRecipe
-from peftbench.models.tiny.vision import CLIP_MEAN, CLIP_STD
+from peftbench.models.tiny.vision import normalise, warm_cosine
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,8 +101,7 @@ def normalised(pngs: list[bytes]) -> Tensor:
     from PIL import Image
 
     stack = np.stack([np.asarray(Image.open(io.BytesIO(p)).convert("RGB")) for p in pngs])
-    pixels = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
-    return (pixels - torch.tensor(CLIP_MEAN).view(1, 3, 1, 1)) / torch.tensor(CLIP_STD).view(1, 3, 1, 1)
+    return normalise(torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255)
 
 
 def tokenise(
@@ -167,11 +165,7 @@ def expose(
         lr=recipe.learning_rate,
         betas=(0.9, 0.98),
     )
-    warm = max(1, recipe.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda s: min(1.0, (s + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / recipe.steps))),
-    )
+    schedule = warm_cosine(optimizer, recipe.steps)
     log = []
     started = time.monotonic()
     for step, taken in enumerate(planned):

@@ -56,6 +56,17 @@ def normalise(pictures: Tensor) -> Tensor:
     return (pictures - mean) / std
 
 
+def warm_cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the schedule of both phases: a rise over the first twentieth of the steps, then a cosine to zero."""
+    import torch
+
+    warm = max(1, steps // 20)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda s: min(1.0, (s + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))),
+    )
+
+
 def _spoil(pictures: Tensor, random: torch.Generator) -> Tensor:
     """Vary light, tint and sharpness of a batch; the random numbers come from the CPU, equal on every device."""
     import torch
@@ -102,11 +113,7 @@ def pretrain_tower(
     read = LayersRead(tower, feature_layer)
     parameters = [*read.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    warm = max(1, recipe.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda s: min(1.0, (s + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, s / recipe.steps))),
-    )
+    schedule = warm_cosine(optimizer, recipe.steps)
     random = torch.Generator().manual_seed(recipe.seed)
 
     def named_rightly(split: str) -> float:
