@@ -20,6 +20,7 @@ pathvars:
     logs=f"{PLAN.results}/logs",
 
 
+include: "workflow/rules/retrieve.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/build.smk"
 include: "workflow/rules/train.smk"

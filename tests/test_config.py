@@ -192,3 +192,46 @@ def test_the_drift_test_sees_drift(tmp_path):
     }
     schema.write(tmp_path)
     assert (tmp_path / "config/README.md").read_text(encoding="utf-8") == text
+
+
+def extended(root, **changes):
+    """The settings with a model ``other`` that extends ``tiny``."""
+    write(root, "models/other", {"title": "Other", "extends": "tiny", **changes})
+    return Settings(MAIN, root)
+
+
+def test_a_model_may_extend_another(root):
+    settings = extended(root, names={"connector": ["lm_head"], "embeddings": []}, precision="fp32")
+    other, tiny = settings.model("other", "a test"), settings.model("tiny", "a test")
+    assert other.names.connector == ["lm_head"] and other.names.layers == tiny.names.layers
+    assert (other.title, other.precision, tiny.precision) == ("Other", "fp32", "bf16")
+    assert settings.base_of("other") == "tiny"
+
+
+def test_a_model_with_a_source_of_its_own_is_its_own_base(root):
+    settings = extended(root, source={"kind": "hub"})
+    assert settings.base_of("other") == "other"
+    assert settings.model("other", "a test").source == {"kind": "hub"}
+
+
+def test_models_that_extend_each_other_are_refused(root):
+    write(root, "models/tiny", {"title": "Tiny", "extends": "other", "names": NAMES})
+    with pytest.raises(UserError, match="other extends tiny extends other: break the circle"):
+        extended(root).model("other", "a test")
+
+
+def test_a_model_that_extends_nothing_known_is_refused(root):
+    with pytest.raises(
+        UserError, match=r"config/models/other.yaml: extends: unknown model 'tinny'; did you mean 'tiny'"
+    ):
+        extended(root, extends="tinny").model("other", "a test")
+
+
+def test_a_data_set_for_evaluation_only_is_not_trained_on(root):
+    content = dataset("sqa_img") | {"evaluation_only": True, "splits": {"test": 10}}
+    write(root, "datasets/second", content)
+    with pytest.raises(UserError, match=r"axes.dataset: second is for evaluation only"):
+        Expander("small", Settings(MAIN, root))
+    write(root, "datasets/second", content | {"splits": {"test": 10, "train": 5}})
+    with pytest.raises(UserError, match="evaluation_only, and yet it has a split 'train'"):
+        Settings(MAIN, root).dataset("second", "a test")

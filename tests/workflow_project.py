@@ -23,7 +23,7 @@ IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.zip", "*.safete
 
 FAKES = {
     "data/prepare.py": """
-        def prepare_dataset(spec, out_dir, image_store):
+        def prepare_dataset(spec, out_dir, image_store, files):
             (out_dir / "train.parquet").write_text(spec.dataset)
             return {"examples": spec.splits}
         """,
@@ -33,7 +33,7 @@ FAKES = {
             return {}
         """,
     "models/base.py": """
-        def build_base_model(spec, out_dir):
+        def build_base_model(spec, out_dir, files):
             return {}
         """,
     "training/loop.py": """

@@ -1,6 +1,7 @@
 """Reading the configuration: typed, every mistake named in one line by file, key and nearest valid name."""
 
 import ast
+import copy
 import functools
 import re
 import types
@@ -129,17 +130,37 @@ class Settings:
 
     def model(self, name: str, where: str) -> ModelConfig:
         """A model's file; ``where`` says who asks."""
+        self.base_of(name, where)
         loaded = self._file("model", name, ModelConfig, where)
         for method in loaded.methods:
             self.check_method(method, f"config/models/{name}.yaml: methods")
         return loaded
 
+    def base_of(self, name: str, where: str = "a study") -> str:
+        """The model whose folder on disk a model is: its own, or that of the one it extends."""
+        seen = [name]
+        while True:
+            content = self._content("model", name, where)
+            above = content.get("extends")
+            if not above:
+                return name
+            where = f"config/models/{name}.yaml: extends"
+            if above in seen:
+                raise UserError(f"{where}: {' extends '.join([*seen, above])}: break the circle")
+            if "source" in content:
+                return name
+            seen.append(above)
+            name = above
+
     def dataset(self, name: str, where: str) -> DatasetConfig:
         """A data set's file; ``where`` says who asks."""
         loaded = self._file("dataset", name, DatasetConfig, where)
         self._module("metric", loaded.metric.name, f"config/datasets/{name}.yaml: metric.name")
-        if missing := {"train", "test"} - loaded.splits.keys():
+        wanted = {"test"} if loaded.evaluation_only else {"train", "test"}
+        if missing := wanted - loaded.splits.keys():
             raise UserError(f"config/datasets/{name}.yaml: splits: key {min(missing)!r} is missing")
+        if loaded.evaluation_only and "train" in loaded.splits:
+            raise UserError(f"config/datasets/{name}.yaml: evaluation_only, and yet it has a split 'train'")
         return loaded
 
     def study(self, name: str, where: str = "the command line") -> StudyConfig:
@@ -154,12 +175,37 @@ class Settings:
     def _loaded(self) -> dict[tuple[str, str], Any]:
         return {}
 
+    @functools.cached_property
+    def _contents(self) -> dict[tuple[str, str], dict[str, Any]]:
+        return {}
+
     def _file(self, kind: str, name: str, type_: type[T], where: str) -> T:
         if (kind, name) not in self._loaded:
+            content = self._whole(kind, name, where)
+            self._loaded[kind, name] = typed(content, type_, f"config/{_FOLDERS[kind]}/{name}.yaml")
+        return self._loaded[kind, name]
+
+    def _content(self, kind: str, name: str, where: str) -> dict[str, Any]:
+        """A file as it is written."""
+        if (kind, name) not in self._contents:
             self._known(kind, name, where)
             relative = f"config/{_FOLDERS[kind]}/{name}.yaml"
-            self._loaded[kind, name] = typed(read_yaml(self.root / relative), type_, relative)
-        return self._loaded[kind, name]
+            content = read_yaml(self.root / relative)
+            if not isinstance(content, dict):
+                raise UserError(f"{relative}: expected keys with values, got {type(content).__name__}")
+            self._contents[kind, name] = content
+        return self._contents[kind, name]
+
+    def _whole(self, kind: str, name: str, where: str) -> dict[str, Any]:
+        """A file merged over the one that it extends; a source is never merged but taken whole."""
+        content = self._content(kind, name, where)
+        if kind != "model" or not content.get("extends"):
+            return content
+        whole = copy.deepcopy(self._whole(kind, content["extends"], f"config/models/{name}.yaml: extends"))
+        if "source" in content:
+            del whole["source"]
+        merge(whole, content)
+        return whole
 
     def _known(self, kind: str, name: str, where: str) -> None:
         names = self.names(kind)

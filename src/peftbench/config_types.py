@@ -119,8 +119,11 @@ class ModelConfig(Config, frozen=True, kw_only=True):
 
     title: str
     """Name in tables and figures."""
+    extends: Name | None = None
+    """Another model whose file this one changes: what is not given here is as there, mappings key by key. Unless
+    ``source`` is given, both are one base model on disk."""
     source: dict[str, Any]
-    """``kind`` (a module of ``peftbench.models.sources``) and the settings of that kind."""
+    """``kind`` (a module of ``peftbench.models.sources``), the settings of that kind, and ``from``: what is fetched."""
     names: ModelNames
     """Where its parts are."""
     parameters: dict[str, int] = {}
@@ -164,9 +167,11 @@ class DatasetConfig(Config, frozen=True, kw_only=True):
     seen: bool
     """Whether the base models were trained on this task before."""
     source: dict[str, Any]
-    """``kind`` (a module of ``peftbench.data.sources``) and the settings of that kind."""
+    """``kind`` (a module of ``peftbench.data.sources``), the settings of that kind, and ``from``: what is fetched."""
+    evaluation_only: bool = False
+    """There is no training split: models tuned on other data sets are tested here."""
     splits: dict[Name, NonNegativeInt]
-    """Examples per split: train and test."""
+    """Examples per split: train (unless ``evaluation_only``) and test."""
     prompt: Prompt
     """Wording of the user's turn."""
     metric: Metric

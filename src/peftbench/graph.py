@@ -4,7 +4,7 @@ import csv
 import functools
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -13,6 +13,7 @@ from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.config import Settings
 from peftbench.errors import UserError
 from peftbench.fingerprint import Fingerprinter, default_fingerprinter, with_versions
+from peftbench.retrieve.origin import Origin, parse_origins
 from peftbench.spec import (
     BaseSpec,
     Decoding,
@@ -42,6 +43,8 @@ class Job(Struct, frozen=True, kw_only=True):
     code: str
     inputs: "dict[str, Job]"
     cache_vision: bool = False
+    local: str = ""
+    """Of a retrieval: where its local files lie."""
 
     @property
     def record(self) -> str:
@@ -129,7 +132,8 @@ class Plan:
         """Execution settings of a job that are no defaults; untracked, so changing them reruns nothing."""
         execution = self.main.execution
         cache = (execution.cache_dir or f"{self.results}/cache") if job.cache_vision else None
-        settings = msgspec.to_builtins(msgspec.structs.replace(execution, cache_dir=cache))
+        replaced = msgspec.structs.replace(execution, cache_dir=cache, local=job.local)
+        settings = msgspec.to_builtins(replaced)
         defaults = msgspec.to_builtins(Execution())
         return canonical_json({key: value for key, value in settings.items() if value != defaults[key]})
 
@@ -140,9 +144,9 @@ class Plan:
         """Preparation of a data set."""
         where = f"config/datasets/{dataset}.yaml"
         config = self.settings.dataset(dataset, where)
-        source = self._source("data", config.source, where)
+        source, files = self._source("data", config.source, where)
         spec = PrepareSpec(dataset=dataset, source=source, splits=config.splits)
-        return self._add("prepare", spec, {}, dataset, f"data/{dataset}-{{digest}}")
+        return self._add("prepare", spec, files, dataset, f"data/{dataset}-{{digest}}")
 
     @functools.cache  # noqa: B019
     def subset(self, dataset: str, size: Any, seed: int) -> Job:
@@ -155,12 +159,24 @@ class Plan:
 
     @functools.cache  # noqa: B019
     def build(self, model: str) -> Job:
-        """A base model."""
+        """A base model; that of a variant is the one that it extends."""
+        model = self.settings.base_of(model)
         where = f"config/models/{model}.yaml"
-        source = self._source("models", self.settings.model(model, where).source, where)
-        return self._add(
-            "build", BaseSpec(model=model, source=source), {}, model, f"models/{model}-{{digest}}"
-        )
+        config = self.settings.model(model, where)
+        source, files = self._source("models", config.source, where)
+        spec = BaseSpec(model=model, source=source, names=config.names, parameters=config.parameters)
+        return self._add("build", spec, files, model, f"models/{model}-{{digest}}")
+
+    def retrievals(self, study: StudyPlan) -> list[str]:
+        """Records of all that a study has to fetch, each once."""
+        waiting = [*study.scores]
+        seen: dict[str, Job] = {}
+        while waiting:
+            job = waiting.pop()
+            if job.digest not in seen:
+                seen[job.digest] = job
+                waiting.extend(job.inputs.values())
+        return sorted(f"{self.results}/{job.record}" for job in seen.values() if job.stage == "retrieve")
 
     def train(self, run: Run) -> Job:
         """A fine-tuning run."""
@@ -264,6 +280,7 @@ class Plan:
         label: str,
         place: str,
         cache_vision: bool = False,
+        local: str = "",
     ) -> Job:
         spec_text = canonical_json(spec)
         code = self._code(stage, spec)
@@ -278,6 +295,7 @@ class Plan:
                 code=code,
                 inputs=inputs,
                 cache_vision=cache_vision,
+                local=local,
             )
         return self.jobs[digest]
 
@@ -294,14 +312,32 @@ class Plan:
             )
         return self._codes[key]
 
-    def _source(self, area: str, source: dict[str, Any], where: str) -> dict[str, Any]:
-        """A source block with its defaults written out, where its kind has ``parse(source)``."""
+    def _source(self, area: str, source: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Job]]:
+        """A source block with its defaults written out, and the retrievals that its ``from:`` names.
+
+        Its kind may have ``parse(source)``; the retrievals are inputs named ``files.<origin>``.
+        """
         try:
             module = import_module(source_module(area, source, self._fingerprinter.locate))
+            origins = parse_origins(source["from"]) if "from" in source else {}
+            if origins and not getattr(module, "RETRIEVES", False):
+                raise UserError(
+                    f"source: kind {source['kind']!r} takes nothing from elsewhere: remove 'from'"
+                )
+            # What is retrieved is an input, with a digest of its own: the source itself only names it.
+            named = source | {"from": sorted(origins)} if origins else source
             parse = getattr(module, "parse", None)
-            return msgspec.to_builtins(parse(source)) if parse else source
+            parsed = msgspec.to_builtins(parse(named)) if parse else named
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+        repo_type: Literal["model", "dataset"] = "model" if area == "models" else "dataset"
+        return parsed, {f"files.{name}": self._retrieve(o, repo_type) for name, o in origins.items()}
+
+    def _retrieve(self, origin: Origin, repo_type: Literal["model", "dataset"]) -> Job:
+        """One thing to fetch; equal ones are one job."""
+        label = origin.hub or origin.url or origin.path
+        place = f"retrieved/{origin.slug}-{{digest}}"
+        return self._add("retrieve", origin.spec(repo_type), {}, label, place, local=origin.path)
 
     @functools.cache  # noqa: B019
     def _settings(self, text: str) -> dict[str, Any]:
@@ -349,7 +385,7 @@ VIEW_FILES = (
 
 _NAMING = {
     "prepare": ("source",),
-    "build": ("source",),
+    "build": ("source", "names"),
     "train": ("model", "method"),
     "predict": ("model", "method"),
     "score": ("metric",),

@@ -84,12 +84,20 @@ class Job:
         """Folder to fill. Of a stage with a digest it is a temporary one; its entries move up at the end."""
         self.execution = execution
         self.results = Path(execution.results)
+        self.staging = self.results / ".staging" / ticket.digest
+        """For what must survive a killed job: partial downloads, checkpoints. The stage removes it in the end."""
         self.images = self.results / "images"
         """The content-addressed image store."""
 
     def input(self, name: str) -> Path:
         """Folder of the result that the ticket calls ``name``."""
         return self._inputs[name]
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Folders with what was retrieved, by the names of the source's ``from:``."""
+        prefix = "files."
+        return {n.removeprefix(prefix): p for n, p in self._inputs.items() if n.startswith(prefix)}
 
     def optional_input(self, name: str) -> Path | None:
         """Like ``input``; None where the ticket has no such input."""
@@ -153,6 +161,8 @@ def _run(stage: str, work: Work, heavy: bool, arguments: argparse.Namespace) -> 
         execution = msgspec.convert(json.loads(arguments.execution), Execution)
     except ValueError as error:
         raise UserError(f"--execution: {error}") from None
+    if stage != "retrieve":
+        _stay_offline()
     if heavy:
         from peftbench.warm import run_in_worker
 
@@ -284,6 +294,16 @@ def match_inputs(ticket: Ticket, records: list[Path]) -> dict[str, Path]:
         if name not in found:
             raise UserError(f"--inputs: the record of input {name!r} (digest {digest}) is missing")
     return found
+
+
+def _stay_offline() -> None:
+    """Whatever a stage needs was retrieved before it: libraries shall fail at once rather than ask the hub.
+
+    Compute nodes have no network, and a result must not depend on what a hub says today.
+    """
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ[variable] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 def _use_threads(threads: int) -> None:

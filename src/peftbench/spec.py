@@ -60,6 +60,11 @@ class ModelNames(Spec, frozen=True, kw_only=True):
     """Module prefixes of the token embeddings and the output head."""
     template: str
     """Chat template: a file of src/peftbench/models/templates/, no suffix."""
+    code: str = ""
+    """Module of ``peftbench.models`` that registers the architecture, where transformers has none."""
+    labels: Literal["answer", "chat_marks"] = "answer"
+    """What carries loss: the answer and its end token; or, as in Qwen-VL's official fine-tuning, the marks and
+    line ends of all turns too."""
 
 
 class Optim(Spec, frozen=True, kw_only=True):
@@ -74,6 +79,25 @@ class Optim(Spec, frozen=True, kw_only=True):
     schedule: Schedule = "cosine"
     warmup_ratio: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.03
     max_grad_norm: NonNegativeFloat | None = None
+
+
+class RetrieveSpec(Spec, frozen=True, kw_only=True):
+    """One thing to fetch, as it is: a repository of the hub, a file of the web, or local files."""
+
+    hub: str = ""
+    """``owner/name`` on the Hugging Face hub."""
+    repo_type: Literal["model", "dataset"] = "model"
+    """Of a repository on the hub."""
+    revision: str = ""
+    """Commit, branch or tag of a repository on the hub."""
+    files: list[str] = []
+    """Glob patterns of the files wanted from the repository; none: all."""
+    url: str = ""
+    """Address of a single file."""
+    sha256: str = ""
+    """Of that file; empty: not known, recorded at the first retrieval."""
+    content: str = ""
+    """Of a local file or folder: the digest of its names and bytes. Where it lies is no part of the identity."""
 
 
 class PrepareSpec(Spec, frozen=True, kw_only=True):
@@ -98,6 +122,10 @@ class BaseSpec(Spec, frozen=True, kw_only=True):
 
     model: Name
     source: dict[str, Any]
+    names: ModelNames | None = None
+    """Where its parts are, for the count below."""
+    parameters: dict[str, NonNegativeInt] = {}
+    """Published parameter counts by component; another count is an error."""
 
 
 class TrainSpec(Spec, frozen=True, kw_only=True):
@@ -142,6 +170,31 @@ class ScoreSpec(Spec, frozen=True, kw_only=True):
     settings: dict[str, Any]
 
 
+class JudgeSpec(Spec, frozen=True, kw_only=True):
+    """The judgements of another model on one set of predictions."""
+
+    kind: Literal["endpoint", "local"]
+    """endpoint: a chat-completions service; local: a model in a folder, the input ``judge``."""
+    metric: Name
+    """The metric whose scale the judge uses; it reads the replies."""
+    prompt: Annotated[str, Meta(min_length=1)]
+    """The whole text that the judge gets, with its places to fill in (``peftbench.judging.prompt``)."""
+    max_tokens: PositiveInt = 512
+    """Of one reply."""
+    tolerated: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+    """Share of judgements that may fail; with more of them the run has failed. They never get a score."""
+    base_url: str = ""
+    """Of an endpoint: the address before ``/chat/completions``."""
+    model: str = ""
+    """Of an endpoint: the model's name there; a dated one, as what an undated one means changes."""
+    temperature: NonNegativeFloat | None = 0.0
+    """Of an endpoint; null: not sent, for models that refuse it."""
+    parameters: dict[str, Any] = {}
+    """Of an endpoint: further fields of the request, such as ``seed``."""
+    precision: Precision = "fp32"
+    """Of a local model. It decodes greedily, one item at a time."""
+
+
 class Execution(Spec, frozen=True, kw_only=True):
     """How a job runs. Nothing here may change a result beyond rounding, so no digest sees any of it."""
 
@@ -159,16 +212,30 @@ class Execution(Spec, frozen=True, kw_only=True):
     """shared: CPU jobs are forks of one process that imported torch once; none: each job imports it."""
     results: str = "results"
     """Folder of all results; relative paths start at the working directory."""
+    mirrors: dict[str, str] = {}
+    """Beginnings of web addresses and what to fetch instead, such as an institute's copy of COCO."""
+    local: str = ""
+    """Where the local files of a retrieval lie; set by the plan."""
+    judge_key_variable: Annotated[str, Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""
+    """Name of the environment variable that holds the key of a judge's endpoint; empty: no key is sent."""
+    judge_concurrency: PositiveInt = 4
+    """Requests to a judge's endpoint at a time."""
+    judge_timeout: Annotated[float, Meta(gt=0.0)] = 120.0
+    """Seconds until a request to a judge's endpoint is given up and tried again."""
+    judge_attempts: PositiveInt = 6
+    """Times that a request to a judge's endpoint is sent before its judgement counts as failed."""
     cache_dir: str | None = None
     """Folder for features of frozen vision towers; null: ``cache`` in the results, if the model allows it."""
 
 
 SPECS: dict[str, type[Spec]] = {
+    "retrieve": RetrieveSpec,
     "prepare": PrepareSpec,
     "subset": SubsetSpec,
     "build": BaseSpec,
     "train": TrainSpec,
     "predict": PredictSpec,
+    "judge": JudgeSpec,
     "score": ScoreSpec,
 }
 """Stage -> type of its spec, for stages with a digest in their path (``peftbench.views`` has the rest)."""

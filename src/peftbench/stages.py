@@ -19,6 +19,7 @@ Components = tuple[tuple[str, ...], tuple[str, ...]]
 Locate = Callable[[str], Any]
 
 RULES = {
+    "retrieve": "retrieve_source",
     "prepare": "prepare_dataset",
     "subset": "draw_subset",
     "build": "build_base_model",
@@ -37,10 +38,11 @@ def components(stage: str, spec: dict[str, Any], locate: Locate) -> Components:
     if stage == "prepare":
         return _source("data", spec["source"], locate), ()
     if stage == "build":
-        return _source("models", spec["source"], locate), ()
+        return (*_source("models", spec["source"], locate), *_model_code(spec.get("names"), locate)), ()
     if stage in ("train", "predict"):
         template = f"models/templates/{spec['model']['template']}.jinja"
-        return (_module("method", f"peftbench.methods.{spec['method']}", locate),), (template,)
+        method = _module("method", f"peftbench.methods.{spec['method']}", locate)
+        return (method, *_model_code(spec["model"], locate)), (template,)
     if stage == "score":
         return (_module("metric", f"peftbench.metrics.{spec['metric']}", locate),), ()
     return (), ()
@@ -53,6 +55,12 @@ def live_code(
     printer = fingerprinter or default_fingerprinter()
     modules, files = components(stage, spec, printer.locate)
     return printer.code(script, modules, files), printer.packages(script, modules, files)
+
+
+def _model_code(names: dict[str, Any] | None, locate: Locate) -> tuple[str, ...]:
+    """The module that registers an architecture which transformers lacks."""
+    code = names.get("code") if names else None
+    return (_module("model code", f"peftbench.models.{code}", locate),) if code else ()
 
 
 def _module(what: str, name: str, locate: Locate) -> str:

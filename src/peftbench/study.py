@@ -177,7 +177,10 @@ class Expander:
         for model in self.axes["model"]:
             self.settings.model(model, f"{self.file}: axes.model")
         for dataset in self.axes["dataset"]:
-            self.settings.dataset(dataset, f"{self.file}: axes.dataset")
+            if self.settings.dataset(dataset, f"{self.file}: axes.dataset").evaluation_only:
+                raise UserError(
+                    f"{self.file}: axes.dataset: {dataset} is for evaluation only: it has no training split"
+                )
         for method in [*self.axes["method"], *self.study.methods]:
             self.settings.check_method(method, f"{self.file}: axes.method")
             if method == BASE:

@@ -2,6 +2,8 @@
 
 
 rule build_base_model:
+    input:
+        ancient(records_of),
     output:
         record="<results>/models/{model}-{digest}/record.json",
     log:
@@ -15,5 +17,5 @@ rule build_base_model:
     message:
         "Building {wildcards.model}"
     shell:
-        "build_base_model.py --ticket {params.ticket:q} --output {output.record:q}"
+        "build_base_model.py --ticket {params.ticket:q} --inputs {input:q} --output {output.record:q}"
         " --execution {resources.execution:q} --log {log:q}"

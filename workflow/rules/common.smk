@@ -34,6 +34,7 @@ shell.prefix(f"set -euo pipefail; PATH={shlex.quote(SEARCH)}:$PATH; ")
 
 
 wildcard_constraints:
+    origin=r"[^/]+",
     model=r"[^/]+",
     dataset=r"[^/]+",
     method=r"[^/]+",

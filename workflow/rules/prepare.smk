@@ -2,6 +2,8 @@
 
 
 rule prepare_dataset:
+    input:
+        ancient(records_of),
     output:
         record="<results>/data/{dataset}-{digest}/record.json",
     log:
@@ -15,7 +17,7 @@ rule prepare_dataset:
     message:
         "Preparing {wildcards.dataset}"
     shell:
-        "prepare_dataset.py --ticket {params.ticket:q} --output {output.record:q}"
+        "prepare_dataset.py --ticket {params.ticket:q} --inputs {input:q} --output {output.record:q}"
         " --execution {resources.execution:q} --log {log:q}"
 
 

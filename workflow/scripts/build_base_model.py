@@ -13,7 +13,7 @@ def build(job: Job) -> dict[str, Any]:
     """Run the stage; return facts for the record."""
     from peftbench.models.base import build_base_model
 
-    return build_base_model(spec=job.spec, out_dir=job.work)
+    return build_base_model(spec=job.spec, out_dir=job.work, files=job.files)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def prepare(job: Job) -> dict[str, Any]:
     """Run the stage; return facts for the record."""
     from peftbench.data.prepare import prepare_dataset
 
-    return prepare_dataset(spec=job.spec, out_dir=job.work, image_store=job.images)
+    return prepare_dataset(spec=job.spec, out_dir=job.work, image_store=job.images, files=job.files)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Fetching models and data sets: pinned, resumed, verified, and only here."""
