@@ -145,6 +145,7 @@ class FakeStore:
         return Cell(
             model=model,
             dataset=dataset,
+            target=dataset,
             method=method,
             connector=connector,
             location=location,  # type: ignore[arg-type]

@@ -7,8 +7,10 @@ import pytest
 
 from peftbench.canonical import digest_of_text, identity_text
 from peftbench.config import merge
+from peftbench.errors import UserError
 from peftbench.job import Ticket
 from peftbench.spec import SPECS
+from peftbench.views import VIEWS as VIEWS_OF
 from workflow_project import MAIN, STUDY, Project, dataset
 
 
@@ -279,3 +281,71 @@ def test_planning_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_target_is_what_is_tested_on(project):
+    axes = {"model": "tiny", "method": ["lora"], "dataset": ["first"], "target": ["first", "second"]}
+    project.write_yaml("config/studies/small.yaml", {"title": "Small", "axes": axes, "include_base": True})
+    plan = project.plan()
+    study = plan.study("small")
+    assert [(run.method, run.dataset, run.target) for run in study.runs] == [
+        ("lora", "first", "first"),
+        ("lora", "first", "second"),
+        ("base", "first", "first"),
+        ("base", "second", "second"),
+    ]
+    counts = {stage: len(digests) for stage, digests in stages(plan).items()}
+    assert (counts["train"], counts["predict"], counts["score"]) == (1, 4, 4)
+    elsewhere = study.scores[1]
+    assert elsewhere.inputs["data"] is plan.prepare("second")
+    assert elsewhere.inputs["predictions"].inputs["run"].inputs["data"] is plan.prepare("first")
+    assert elsewhere.label == "lora tiny first tuned on second"
+    assert [info.name for info in tables(study).datasets] == ["first", "second"]
+
+
+def tables(study):
+    return msgspec.convert(msgspec.json.decode(study.tabulate.spec), VIEWS_OF["tabulate"])
+
+
+def test_the_target_that_is_the_source_may_be_left_out(project):
+    sets = ["first", "second"]
+    axes = {"model": "tiny", "method": "lora", "dataset": sets, "target": sets}
+    study = {"title": "Small", "axes": axes, "exclude": [{"target": "same"}]}
+    project.write_yaml("config/studies/small.yaml", study)
+    runs = project.plan().study("small").runs
+    assert [(run.dataset, run.target) for run in runs] == [("first", "second"), ("second", "first")]
+
+
+def test_epochs_of_a_run_share_its_training(project):
+    axes = {"model": "tiny", "method": "lora", "dataset": "first", "epoch": [1, 2, 4]}
+    project.write_yaml("config/studies/small.yaml", {"title": "S", "axes": axes, "training": {"epochs": 4}})
+    plan = project.plan()
+    study = plan.study("small")
+    assert [run.epoch for run in study.runs] == [1, 2, "last"]
+    (train,) = {job.inputs["predictions"].inputs["run"].digest for job in study.scores}
+    assert msgspec.json.decode(plan.jobs[train].spec)["keep_epochs"] == [1, 2]
+    assert [cell.axes["epoch"] for cell in tables(study).cells] == [1, 2, 4]
+
+
+def test_epochs_by_evaluation_loss_keep_all_and_need_that_loss(project):
+    axes = {"model": "tiny", "method": "lora", "dataset": "first", "epoch": ["best", "near1"]}
+    study = {"title": "S", "axes": axes, "training": {"epochs": 4, "eval_loss": True}}
+    project.write_yaml("config/studies/small.yaml", study)
+    assert project.plan().study("small").runs[0].keep_epochs == [1, 2, 3]
+    project.write_yaml("config/studies/small.yaml", study | {"training": {"epochs": 4}})
+    with pytest.raises(UserError, match=r"axes.epoch: 'best' is found by the evaluation loss"):
+        project.plan()
+    axes["epoch"] = 5
+    project.write_yaml("config/studies/small.yaml", study)
+    with pytest.raises(UserError, match="there is no epoch 5 of 4"):
+        project.plan()
+
+
+def test_a_tuned_tower_is_another_run_and_its_features_are_not_kept(project):
+    axes = {"model": "tiny", "method": "lora", "dataset": "first", "vision": ["frozen", "tuned"]}
+    project.write_yaml("config/studies/small.yaml", {"title": "S", "axes": axes, "include_base": True})
+    project.edit("config/models/tiny.yaml", "title: Tiny", "title: Tiny\ncache_vision: true")
+    plan = project.plan()
+    runs = [job.inputs["predictions"] for job in plan.study("small").scores]
+    assert len({job.inputs["run"].digest for job in runs[:2]}) == 2
+    assert [job.cache_vision for job in runs] == [True, False, True]

@@ -88,6 +88,7 @@ def _runs(arguments: argparse.Namespace) -> int:
                 "score": score.digest,
                 "model": run.model,
                 "dataset": run.dataset,
+                "target": run.target,
                 "method": run.method,
                 "connector": run.connector,
                 "location": run.location,

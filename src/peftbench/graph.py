@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.config import Settings
+from peftbench.config_types import ModelConfig
 from peftbench.errors import UserError
 from peftbench.fingerprint import Fingerprinter, default_fingerprinter, with_versions
 from peftbench.retrieve.origin import Origin, parse_origins
@@ -196,6 +197,8 @@ class Plan:
             seed=run.seed,
             precision=run.training.precision or model.precision,
             eval_loss=run.training.eval_loss,
+            vision=run.vision,
+            keep_epochs=run.keep_epochs,
         )
         inputs = {
             "base": self.build(run.model),
@@ -204,12 +207,12 @@ class Plan:
         }
         label = f"{run.method} {run.model} {run.dataset} {run.connector}"
         place = f"runs/{run.model}/{run.dataset}/{run.method}-{{digest}}"
-        return self._add("train", spec, inputs, label, place, model.cache_vision)
+        return self._add("train", spec, inputs, label, place, _may_cache(model, run))
 
     def predict(self, run: Run) -> Job:
         """Answers of a tuned model, or of its base, to a test split."""
         model = self.settings.model(run.model, "a study")
-        dataset = self.settings.dataset(run.dataset, "a study")
+        dataset = self.settings.dataset(run.target, "a study")
         evaluation = self.main.evaluation
         spec = PredictSpec(
             model=model.names,
@@ -222,25 +225,27 @@ class Plan:
             connector=run.connector,
             location=run.location,
             precision=run.training.precision or model.precision,
+            vision=run.vision,
+            epoch=run.epoch,
             merge=evaluation.merge,
         )
         base = self.build(run.model)
-        inputs = {"base": base, "data": self.prepare(run.dataset)}
+        inputs = {"base": base, "data": self.prepare(run.target)}
         if run.method == BASE:
             above = f"runs/{run.model}/{run.dataset}/{BASE}-{base.digest}"
         else:
             inputs["run"] = self.train(run)
             above = inputs["run"].directory
         label = f"{run.method} {run.model} {run.dataset} {run.connector}"
-        return self._add(
-            "predict", spec, inputs, label, f"{above}/predictions-{{digest}}", model.cache_vision
-        )
+        label += f" on {run.target}" if run.target != run.dataset else ""
+        place = f"{above}/predictions-{{digest}}"
+        return self._add("predict", spec, inputs, label, place, _may_cache(model, run))
 
     def score(self, run: Run) -> Job:
         """Scores of the answers."""
-        metric = self.settings.dataset(run.dataset, "a study").metric
+        metric = self.settings.dataset(run.target, "a study").metric
         predictions = self.predict(run)
-        inputs = {"data": self.prepare(run.dataset), "predictions": predictions}
+        inputs = {"data": self.prepare(run.target), "predictions": predictions}
         spec = ScoreSpec(metric=metric.name, settings=metric.settings)
         return self._add(
             "score", spec, inputs, predictions.label, f"{predictions.directory}/scores-{{digest}}"
@@ -260,7 +265,10 @@ class Plan:
             published=study.published,
             published_rows=self._published(name, study.published),
             models=[self._model_info(model) for model in expander.axes["model"]],
-            datasets=[self._dataset_info(dataset) for dataset in expander.axes["dataset"]],
+            datasets=[
+                self._dataset_info(name)
+                for name in dict.fromkeys([*expander.axes["dataset"], *expander.axes.get("target", [])])
+            ],
             cells=[_cell(run, score) for run, score in zip(runs, scores, strict=True)],
         )
         tabulate = self._add("tabulate", table, {}, name, "tables/.made")
@@ -393,6 +401,11 @@ _NAMING = {
 """The fields of a spec that decide which modules its job loads by name (``peftbench.stages.components``)."""
 
 
+def _may_cache(model: ModelConfig, run: Run) -> bool:
+    """Whether features of the vision tower may be kept: only while it is frozen."""
+    return model.cache_vision and run.vision == "frozen"
+
+
 def _digests(inputs: dict[str, Job]) -> str:
     pairs = (f'"{name}":"{job.digest}"' for name, job in sorted(inputs.items()))
     return "{" + ",".join(pairs) + "}"
@@ -402,6 +415,7 @@ def _cell(run: Run, score: Job) -> Cell:
     return Cell(
         model=run.model,
         dataset=run.dataset,
+        target=run.target,
         method=run.method,
         connector=run.connector,
         location=run.location,

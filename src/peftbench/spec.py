@@ -21,6 +21,9 @@ Location = Literal["attn", "mlp", "both", "default"]
 Precision = Literal["fp32", "bf16"]
 Schedule = Literal["cosine", "constant", "linear"]
 TrainSize = PositiveInt | Literal["full"]
+Epoch = PositiveInt | Literal["last", "best", "near1", "near2", "near3", "near4"]
+"""Whose weights answer: ``best`` has the lowest evaluation loss, ``near1`` to ``near4`` are the epochs nearest to it
+in time (the paper's "overfitting epochs", section 5.5); of two equally near the later one comes first."""
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -146,6 +149,10 @@ class TrainSpec(Spec, frozen=True, kw_only=True):
     precision: Precision
     eval_loss: bool
     """Whether the loss on the test split is measured after each epoch."""
+    vision: Connector = "frozen"
+    """Whether the vision tower is tuned too (the paper's appendix C), at the connector's learning rate."""
+    keep_epochs: list[PositiveInt] = []
+    """Epochs whose weights are kept besides the last one's."""
 
 
 class PredictSpec(Spec, frozen=True, kw_only=True):
@@ -159,6 +166,9 @@ class PredictSpec(Spec, frozen=True, kw_only=True):
     connector: Connector
     location: Location
     precision: Precision
+    vision: Connector = "frozen"
+    epoch: Epoch = "last"
+    """Which of the run's weights."""
     merge: Literal["auto", "never"] = "auto"
     """Whether methods that merge exactly are merged before generation."""
 
@@ -175,8 +185,8 @@ class JudgeSpec(Spec, frozen=True, kw_only=True):
 
     kind: Literal["endpoint", "local"]
     """endpoint: a chat-completions service; local: a model in a folder, the input ``judge``."""
-    metric: Name
-    """The metric whose scale the judge uses; it reads the replies."""
+    scale: Name
+    """Module of ``peftbench.metrics.scales`` that reads a rating from a reply."""
     prompt: Annotated[str, Meta(min_length=1)]
     """The whole text that the judge gets, with its places to fill in (``peftbench.judging.prompt``)."""
     max_tokens: PositiveInt = 512
@@ -193,6 +203,8 @@ class JudgeSpec(Spec, frozen=True, kw_only=True):
     """Of an endpoint: further fields of the request, such as ``seed``."""
     precision: Precision = "fp32"
     """Of a local model. It decodes greedily, one item at a time."""
+    names: ModelNames | None = None
+    """Of a local model that has a model file: its template is used; null: the template of its tokenizer."""
 
 
 class Execution(Spec, frozen=True, kw_only=True):

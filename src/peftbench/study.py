@@ -12,7 +12,7 @@ from peftbench.canonical import canonical_json, normalised
 from peftbench.config import Settings, typed
 from peftbench.config_types import StudyConfig, Training
 from peftbench.errors import UserError, did_you_mean
-from peftbench.spec import Connector, Location, Optim, Spec, TrainSize
+from peftbench.spec import Connector, Epoch, Location, Optim, Spec, TrainSize
 
 COORDINATES: dict[str, Any] = {
     "model": str,
@@ -22,8 +22,15 @@ COORDINATES: dict[str, Any] = {
     "location": Location,
     "train_size": TrainSize,
     "seed": int,
+    "target": str,
+    "vision": Connector,
+    "epoch": Epoch,
 }
 """The axes that every run has, with the type of their values."""
+OPTIONAL = ("vision", "epoch")
+"""Those that few studies have: like settings of methods they are shown only where a study names them."""
+SAME = "same"
+"""In an exclusion: the target that is the data set itself."""
 REQUIRED = ("model", "dataset", "method")
 BASE = "base"
 """The method that changes nothing; ``include_base`` adds it, axes do not name it."""
@@ -36,6 +43,9 @@ class Run(Spec, frozen=True, kw_only=True):
 
     model: str
     dataset: str
+    """What it is tuned on."""
+    target: str
+    """What it is tested on."""
     method: str
     connector: Literal["tuned", "frozen"]
     location: Literal["attn", "mlp", "both", "default"]
@@ -44,6 +54,11 @@ class Run(Spec, frozen=True, kw_only=True):
     settings: str
     """The method's configuration as canonical JSON, defaults written out."""
     training: Training
+    vision: Literal["tuned", "frozen"]
+    epoch: int | str
+    """Whose weights answer."""
+    keep_epochs: list[int]
+    """Epochs whose weights are kept, for this run and its siblings."""
     axes: dict[str, Any]
     """Values of the study's further axes."""
 
@@ -70,25 +85,52 @@ class Expander:
                 yield self._run(point)
         if self.study.include_base:
             seed = self.axes["seed"][0]
-            for model, dataset in itertools.product(self.axes["model"], self.axes["dataset"]):
+            tested = self.axes.get("target", self.axes["dataset"])
+            for model, dataset in itertools.product(self.axes["model"], tested):
                 yield self._run({"model": model, "dataset": dataset, "method": BASE, "seed": seed})
 
     def _run(self, point: dict[str, Any]) -> Run:
         method = point["method"]
         further = {axis: value for axis, value in point.items() if axis not in COORDINATES}
         module = method_module(method)
+        training = self._training_of(point["model"], further)
         return Run(
             model=point["model"],
             dataset=point["dataset"],
+            target=point.get("target", point["dataset"]),
             method=method,
             connector="frozen" if method == BASE else point.get("connector", "tuned"),
             location=self._location(module, method, point.get("location", "default")),
             train_size=point.get("train_size", "full"),
             seed=point["seed"],
             settings=self._method_settings(module, method, point["model"], further),
-            training=self._training_of(point["model"], further),
-            axes=further,
+            training=training,
+            vision="frozen" if method == BASE else point.get("vision", "frozen"),
+            epoch="last" if method == BASE else self._epoch(point.get("epoch", "last"), training),
+            keep_epochs=[] if method == BASE else self._kept(training),
+            axes=further | {axis: point[axis] for axis in OPTIONAL if axis in point},
         )
+
+    def _epoch(self, epoch: Any, training: Training) -> Any:
+        """The epoch as the spec has it: the last one is "last", by whatever name."""
+        if isinstance(epoch, str):
+            if epoch != "last" and not training.eval_loss:
+                raise UserError(
+                    f"{self.file}: axes.epoch: {epoch!r} is found by the evaluation loss: set training.eval_loss: true"
+                )
+            return epoch
+        if epoch > training.epochs:
+            raise UserError(
+                f"{self.file}: axes.epoch: there is no epoch {epoch} of {training.epochs}: raise training.epochs"
+            )
+        return "last" if epoch == training.epochs else epoch
+
+    def _kept(self, training: Training) -> list[int]:
+        """Epochs that some run of the study answers with; all where the evaluation loss decides which."""
+        wanted = self.axes.get("epoch", ["last"])
+        if any(isinstance(epoch, str) and epoch != "last" for epoch in wanted):
+            return list(range(1, training.epochs))
+        return sorted(epoch for epoch in wanted if epoch != "last" and epoch != training.epochs)
 
     def _location(self, module: ModuleType, method: str, location: Any) -> Any:
         if location == "default":
@@ -147,9 +189,9 @@ class Expander:
         axes: dict[str, list[Any]] = {}
         for axis, value in given.items():
             where = f"{self.file}: axes.{axis}"
-            if value == "lineup" and axis in ("model", "dataset"):
+            if value == "lineup" and axis in ("model", "dataset", "target"):
                 value = lineup.models if axis == "model" else lineup.datasets
-            elif axis == "dataset" and value in ("seen", "unseen"):
+            elif axis in ("dataset", "target") and value in ("seen", "unseen"):
                 wanted = value == "seen"
                 value = [d for d in lineup.datasets if self.settings.dataset(d, where).seen == wanted]
             values = list(value) if isinstance(value, list) else [value]
@@ -181,6 +223,8 @@ class Expander:
                 raise UserError(
                     f"{self.file}: axes.dataset: {dataset} is for evaluation only: it has no training split"
                 )
+        for target in self.axes.get("target", []):
+            self.settings.dataset(target, f"{self.file}: axes.target")
         for method in [*self.axes["method"], *self.study.methods]:
             self.settings.check_method(method, f"{self.file}: axes.method")
             if method == BASE:
@@ -226,6 +270,7 @@ class Expander:
         return any(
             all(
                 point[axis] in (value if isinstance(value, list) else [value])
+                or (axis == "target" and value == SAME and point["target"] == point["dataset"])
                 for axis, value in entry.items()
             )
             for entry in self.study.exclude

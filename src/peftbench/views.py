@@ -38,6 +38,9 @@ class Cell(Spec, frozen=True, kw_only=True):
 
     model: Name
     dataset: Name
+    """What the run was tuned on."""
+    target: Name
+    """What it was tested on."""
     method: Name
     connector: Connector
     location: Location

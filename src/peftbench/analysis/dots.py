@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from peftbench.analysis.outcomes import COORDINATES, Estimate, average, over_seeds, varying_axes
+from peftbench.analysis.outcomes import COORDINATES, VARIANT_AXES, Estimate, average, over_seeds, varying_axes
 from peftbench.analysis.style import UNTUNED, variant_title
 from peftbench.analysis.table import MEASURED
 
@@ -50,7 +50,7 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
     rows: list[Row] = frame.to_dicts()
     tuned = [row for row in rows if row["method"] != UNTUNED]
     further = [name for name in frame.columns if name not in COORDINATES and name not in MEASURED]
-    axes = varying_axes(tuned, ["connector", "location", "train_size", *further])
+    axes = varying_axes(tuned, [*VARIANT_AXES, *further])
     for row in rows:
         row["variant"] = variant_title({axis: row[axis] for axis in axes if row[axis] is not None})
     methods = _distinct(row["method"] for row in tuned)
@@ -59,8 +59,8 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
     panels = []
     for model in models:
         mine = [row for row in rows if row["model"] == model]
-        sets = _distinct(row["dataset"] for row in mine)
-        single = [_panel([row for row in mine if row["dataset"] == name], methods, variants) for name in sets]
+        sets = _distinct(row["target"] for row in mine)
+        single = [_panel([row for row in mine if row["target"] == name], methods, variants) for name in sets]
         if len(single) > 1 and len({row["higher_is_better"] for row in mine}) == 1:
             panels.append(_average_panel(single))
         panels.extend(single)

@@ -105,7 +105,7 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome]) -> Grid:
         columns = [None] if points else []
     placed: dict[tuple[Any, ...], dict[Any, list[int]]] = {}
     for index, point in enumerate(points):
-        key = tuple(_row_value(point, axis) for axis in spec.rows)
+        key = tuple(_row_value(spec, point, axis) for axis in spec.rows)
         row = placed.setdefault(key, {})
         for column in columns if _everywhere(spec, point) else [point[spec.columns]]:
             row.setdefault(column, []).append(index)
@@ -134,12 +134,16 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome]) -> Grid:
 
 def _everywhere(spec: TabulateSpec, point: dict[str, Any]) -> bool:
     """Whether a run has no value of its own on the axis across the table: the base model on most axes."""
-    return point["method"] == UNTUNED and spec.columns not in ("model", "dataset", "method")
+    return point["method"] == UNTUNED and spec.columns not in ("model", "dataset", "target", "method")
 
 
-def _row_value(point: dict[str, Any], axis: str) -> Any:
-    """A run's value on an axis down the table; None where it has none."""
-    if point["method"] == UNTUNED and axis not in ("model", "dataset", "method"):
+def _row_value(spec: TabulateSpec, point: dict[str, Any], axis: str) -> Any:
+    """A run's value on an axis down the table; None where it has none.
+
+    The untuned model has a model and what it is tested on; it was tuned on nothing.
+    """
+    own = ("model", "method", "target", "" if spec.columns == "target" else "dataset")
+    if point["method"] == UNTUNED and axis not in own:
         return None
     return point.get(axis)
 
@@ -161,9 +165,9 @@ def _rank(spec: TabulateSpec, key: tuple[Any, ...], order: dict[str, dict[Any, i
 
 def _column(spec: TabulateSpec, value: Any, outcomes: Sequence[Outcome]) -> Column:
     note = ""
-    if spec.columns == "dataset":
+    if spec.columns in ("dataset", "target"):
         info = next(dataset for dataset in spec.datasets if dataset.name == value)
-        counts = {o.estimate.n for o in outcomes if o.estimate and o.cell.dataset == value}
+        counts = {o.estimate.n for o in outcomes if o.estimate and o.cell.target == value}
         note = " · ".join([info.metric, *(f"n = {n}" for n in sorted(counts))])
         note += " · seen" if info.seen else " · unseen"
     return Column(label=_title(spec, spec.columns, value), note=note, key=value)
@@ -175,7 +179,7 @@ def _title(spec: TabulateSpec, axis: str, value: Any) -> str:
         return NO_VALUE
     if axis == "model":
         return next((model.title for model in spec.models if model.name == value), str(value))
-    if axis == "dataset":
+    if axis in ("dataset", "target"):
         return next((dataset.label for dataset in spec.datasets if dataset.name == value), str(value))
     return method_title(value) if axis == "method" else str(value)
 
@@ -189,7 +193,9 @@ def _labels(spec: TabulateSpec, key: tuple[Any, ...], untuned: bool) -> list[str
 
 def _name(spec: TabulateSpec, key: tuple[Any, ...], labels: Sequence[str]) -> str:
     parts = [
-        label if axis in ("model", "dataset", "method") or value is None else variant_title({axis: label})
+        label
+        if axis in ("model", "dataset", "target", "method") or value is None
+        else variant_title({axis: label})
         for axis, value, label in zip(spec.rows, key, labels, strict=True)
     ]
     own = parts[1:] if len(parts) > 1 else parts
@@ -201,7 +207,7 @@ def _averages(spec: TabulateSpec, columns: Sequence[Any]) -> list[tuple[Column, 
     seen = {dataset.name: dataset.seen for dataset in spec.datasets}
     found = []
     for name in spec.averages:
-        if name != "all" and spec.columns != "dataset":
+        if name != "all" and spec.columns not in ("dataset", "target"):
             raise UserError(
                 f"config/studies/{spec.study}.yaml: averages: {name!r} needs data sets as the columns"
             )

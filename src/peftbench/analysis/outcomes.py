@@ -15,7 +15,7 @@ from peftbench.store import FAILED, RECORD, Record, read_record
 from peftbench.views import Cell, TabulateSpec
 
 Z95 = 1.959963984540054
-COORDINATES = ("model", "dataset", "method", "connector", "location", "train_size", "seed")
+COORDINATES = ("model", "dataset", "target", "method", "connector", "location", "train_size", "seed")
 Status = Literal["ok", "failed", "missing"]
 
 
@@ -150,15 +150,20 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     )
 
 
+VARIANT_AXES = ("dataset", "connector", "location", "train_size")
+"""Axes of every run that may tell variants of a method apart; what it was tuned on does where that is not what it is
+tested on."""
+
+
 def varying_axes(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[str]:
-    """Those of ``axes`` that tell apart runs of one model, data set and method.
+    """Those of ``axes`` that tell apart runs of one model and method tested on one data set.
 
     An axis that only follows from the method (its default location) does not.
     """
     seen: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     varying: set[str] = set()
     for row in rows:
-        key = (row["model"], row["dataset"], row["method"])
+        key = (row["model"], row["target"], row["method"])
         first = seen.setdefault(key, row)
         varying.update(axis for axis in axes if row.get(axis) != first.get(axis))
     return [axis for axis in axes if axis in varying]

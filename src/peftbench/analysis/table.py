@@ -51,7 +51,7 @@ def long_frame(spec: TabulateSpec, outcomes: list[Outcome]) -> "pl.DataFrame":
         for axis in axes:
             row.setdefault(axis, None)
         row["model_title"] = models[cell.model].title
-        dataset = datasets[cell.dataset]
+        dataset = datasets[cell.target]
         row |= {"dataset_title": dataset.title, "dataset_label": dataset.label, "seen": dataset.seen}
         row |= {"metric": dataset.metric, "higher_is_better": outcome.higher_is_better}
         for name in ("value", "stderr", "low", "high", "n"):

@@ -54,7 +54,7 @@ def build_report(spec: ReportSpec, results: Path, out_dir: Path) -> dict[str, An
     labels = {dataset.name: dataset.label for dataset in table.datasets}
     cards: list[tuple[str, str, str, list[Card]]] = []
     for dataset in table.datasets:
-        mine = [line for line in shown if line.outcome.cell.dataset == dataset.name]
+        mine = [line for line in shown if line.outcome.cell.target == dataset.name]
         found = gallery(mine, titles, results, results / "images", spec.gallery)
         if found:
             cards.append((dataset.label, dataset.title, dataset.metric, found))
@@ -134,9 +134,12 @@ def _curves(
 ) -> list[tuple[str, list[CurvePanel]]]:
     """Panels by model; the model is not named where there is one."""
     groups: dict[str, dict[str, list[Line]]] = {}
+    drawn = set()  # a run that is tested on several sets, or at several epochs, was trained once
     for line in lines:
         cell = line.outcome.cell
-        groups.setdefault(cell.model, {}).setdefault(cell.dataset, []).append(line)
+        if line.run not in drawn:
+            drawn.add(line.run)
+            groups.setdefault(cell.model, {}).setdefault(cell.dataset, []).append(line)
     return [
         (
             titles[model] if len(groups) > 1 else "",

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from peftbench.analysis.style import method_title
 from peftbench.data.example import Example
-from peftbench.data.images import load_image, read_image
+from peftbench.data.images import load_image, media_type, read_image
 from peftbench.errors import UserError
 from peftbench.report.sources import Line, read_columns, record_in
 
@@ -105,7 +105,7 @@ def gallery(
 def _data_folder(answered: Sequence[Line], results: Path) -> Path:
     """The prepared data that these runs answered, as their records say."""
     digests = {record.inputs["data"] for line in answered if (record := record_in(line.predictions))}
-    dataset = answered[0].outcome.cell.dataset
+    dataset = answered[0].outcome.cell.target
     if len(digests) != 1:
         raise UserError(
             f"{results}/runs: runs of one study answered {len(digests)} versions of {dataset}: "
@@ -196,17 +196,17 @@ def _picture(image_store: Path, sha256: str) -> tuple[str, str]:
         return "", "no picture"
     try:
         stored = read_image(image_store, sha256)
-        if len(stored) <= SMALL:
-            load_image(image_store, sha256)  # a picture, not just bytes
-            return _address(stored, "png"), ""
-        picture: Any = load_image(image_store, sha256)
+        picture: Any = load_image(image_store, sha256)  # a picture, not just bytes
+        kind = media_type(stored)
+        if kind and len(stored) <= SMALL:
+            return _address(stored, kind), ""
     except UserError:
         return "", "picture missing or damaged"
     picture.thumbnail((SIDE, SIDE))
     stream = io.BytesIO()
     picture.save(stream, "WEBP", quality=82, method=6)
-    return _address(stream.getvalue(), "webp"), ""
+    return _address(stream.getvalue(), "image/webp"), ""
 
 
 def _address(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from peftbench.analysis.outcomes import Outcome, coordinates, varying_axes
+from peftbench.analysis.outcomes import VARIANT_AXES, Outcome, coordinates, varying_axes
 from peftbench.analysis.style import UNTUNED, variant_title
 from peftbench.errors import UserError
 from peftbench.store import RECORD, Record, read_record
@@ -41,7 +41,7 @@ def read_lines(spec: TabulateSpec, outcomes: list[Outcome], results: Path) -> li
     points = [coordinates(outcome.cell) for outcome in outcomes]
     tuned = [point for point in points if point["method"] != UNTUNED]
     further = dict.fromkeys(axis for outcome in outcomes for axis in outcome.cell.axes)
-    axes = varying_axes(tuned, ["connector", "location", "train_size", *further])
+    axes = varying_axes(tuned, [*VARIANT_AXES, *further])
     methods = list(dict.fromkeys(point["method"] for point in tuned))
     variants: list[str] = []
     lines = []
@@ -71,7 +71,7 @@ def first_seeds(lines: list[Line]) -> list[Line]:
     groups: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
         cell = line.outcome.cell
-        groups.setdefault((cell.model, cell.dataset, line.method, line.variant), []).append(line)
+        groups.setdefault((cell.model, cell.target, line.method, line.variant), []).append(line)
     return [
         next((line for line in group if line.outcome.status == "ok"), group[0]) for group in groups.values()
     ]
