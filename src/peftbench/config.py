@@ -115,6 +115,15 @@ class Settings:
             self._known("study", name, "config/config.yaml: studies")
         for name in self.main.methods:
             self.check_method(name, "config/config.yaml: methods")
+        for name in self.main.reduce:
+            self._known("study", name, "config/config.yaml: reduce")
+        known = [*self.names("model"), *self.names("dataset")]
+        for name, other in self.main.stand_ins.items():
+            for used in (name, other):
+                if used not in known:
+                    raise UserError(
+                        f"config/config.yaml: stand_ins: no model or data set {used!r}{did_you_mean(used, known)}"
+                    )
 
     @classmethod
     def from_files(cls, root: Path, overlays: Iterable[Path] = ()) -> "Settings":
@@ -130,7 +139,6 @@ class Settings:
 
     def model(self, name: str, where: str) -> ModelConfig:
         """A model's file; ``where`` says who asks."""
-        self.base_of(name, where)
         loaded = self._file("model", name, ModelConfig, where)
         for method in loaded.methods:
             self.check_method(method, f"config/models/{name}.yaml: methods")
@@ -138,19 +146,13 @@ class Settings:
 
     def base_of(self, name: str, where: str = "a study") -> str:
         """The model whose folder on disk a model is: its own, or that of the one it extends."""
-        seen = [name]
+        self._known("model", name, where)
+        self._check_circle("model", name)
         while True:
             content = self._content("model", name, where)
-            above = content.get("extends")
-            if not above:
+            if "source" in content or not content.get("extends"):
                 return name
-            where = f"config/models/{name}.yaml: extends"
-            if above in seen:
-                raise UserError(f"{where}: {' extends '.join([*seen, above])}: break the circle")
-            if "source" in content:
-                return name
-            seen.append(above)
-            name = above
+            name = content["extends"]
 
     def dataset(self, name: str, where: str) -> DatasetConfig:
         """A data set's file; ``where`` says who asks."""
@@ -166,6 +168,10 @@ class Settings:
     def study(self, name: str, where: str = "the command line") -> StudyConfig:
         """A study's file; ``where`` says who asks."""
         return self._file("study", name, StudyConfig, where)
+
+    def stand_in(self, name: str) -> str:
+        """What is used in the place of a model or data set; itself where nothing is."""
+        return self.main.stand_ins.get(name, name)
 
     def check_method(self, name: str, where: str) -> None:
         """``UserError`` unless ``peftbench.methods`` has that method."""
@@ -198,14 +204,28 @@ class Settings:
 
     def _whole(self, kind: str, name: str, where: str) -> dict[str, Any]:
         """A file merged over the one that it extends; a source is never merged but taken whole."""
-        content = self._content(kind, name, where)
-        if kind != "model" or not content.get("extends"):
-            return content
-        whole = copy.deepcopy(self._whole(kind, content["extends"], f"config/models/{name}.yaml: extends"))
-        if "source" in content:
-            del whole["source"]
-        merge(whole, content)
+        whole = content = self._content(kind, name, where)
+        above = content.get("extends") if kind in ("model", "study") else None
+        if above:
+            self._check_circle(kind, name)
+            file = f"config/{_FOLDERS[kind]}/{name}.yaml"
+            whole = copy.deepcopy(self._whole(kind, above, f"{file}: extends"))
+            if "source" in content:
+                del whole["source"]
+            merge(whole, content)
+        if kind == "study" and name in self.main.reduce:
+            whole = copy.deepcopy(whole)
+            merge(whole, self.main.reduce[name])
         return whole
+
+    def _check_circle(self, kind: str, name: str) -> None:
+        seen, above = [name], self._content(kind, name, name).get("extends")
+        while above:
+            where = f"config/{_FOLDERS[kind]}/{seen[-1]}.yaml: extends"
+            if above in seen:
+                raise UserError(f"{where}: {' extends '.join([*seen, above])}: break the circle")
+            seen.append(above)
+            above = self._content(kind, above, where).get("extends")
 
     def _known(self, kind: str, name: str, where: str) -> None:
         names = self.names(kind)

@@ -104,6 +104,10 @@ class MainConfig(Config, frozen=True, kw_only=True):
     """Settings of training."""
     methods: dict[Name, dict[str, Any]] = {}
     """Settings per method that differ from its defaults (``src/peftbench/methods/<method>.py``)."""
+    stand_ins: dict[Name, Name] = {}
+    """Models and data sets to use in the place of those that studies name: a tiny model for a large one."""
+    reduce: dict[StudyName, dict[str, Any]] = {}
+    """Changes of studies, key by key: the same studies with fewer seeds, epochs or rows."""
     evaluation: Evaluation = Evaluation()
     """Settings of prediction."""
     identity: Identity = Identity()
@@ -119,6 +123,8 @@ class ModelConfig(Config, frozen=True, kw_only=True):
 
     title: str
     """Name in tables and figures."""
+    stands_for: str = ""
+    """What the paper's tables call it; empty: its own name."""
     extends: Name | None = None
     """Another model whose file this one changes: what is not given here is as there, mappings key by key. Unless
     ``source`` is given, both are one base model on disk."""
@@ -180,20 +186,50 @@ class DatasetConfig(Config, frozen=True, kw_only=True):
     """Length of answers."""
 
 
+class Published(Config, frozen=True, kw_only=True):
+    """Which published values stand beside ours: a file, and what its columns are called here."""
+
+    file: str
+    """File of ``paper/tables``, without suffix."""
+    value: str = "score"
+    """Its column with the values."""
+    columns: dict[str, str] = {}
+    """Axis -> text with the file's columns in braces, such as ``"{hyperparameter} {value}"``. A column that is
+    called as its axis needs no entry."""
+    values: dict[str, dict[str, Any]] = {}
+    """Column of the file -> word there -> word here."""
+    where: dict[str, str] = {}
+    """Axes that all values of the file share: the model of a table about one model."""
+
+
 class StudyConfig(Config, frozen=True, kw_only=True):
     """``config/studies/<name>.yaml``: one table, its figure and its page, as a view over runs."""
 
     title: str
     """Heading of the table, the figure and the page."""
+    extends: StudyName | None = None
+    """Another study whose file this one changes: what is not given here is as there, mappings key by key."""
     axes: dict[str, Any]
-    """The grid: ``model``, ``dataset``, ``method`` (required), ``connector``, ``location``, ``train_size``,
-    ``seed``, any key of ``training``, any setting of a method (``rank``, or ``lora.rank`` for one method).
-    Each is a value or a list; ``model`` and ``dataset`` also take ``lineup``, ``dataset`` takes ``seen`` and
-    ``unseen``."""
+    """The grid: ``model``, ``dataset``, ``method`` (required), ``target`` (data sets to test on, where they are not the
+    ones tuned on), ``connector``, ``vision``, ``location``, ``train_size``, ``seed``, ``epoch`` (whose weights answer),
+    any key of ``training``, any setting of a method (``rank``, or ``lora.rank`` for one method). Each is a value or a
+    list; ``model`` and ``dataset`` also take ``lineup``, ``dataset`` and ``target`` take ``seen`` and ``unseen``."""
+    grids: list[dict[str, Any]] = []
+    """Several grids in one study: each entry holds axes that come on top of ``axes``, or in the place of some."""
     kind: Literal["table"] = "table"
     """What is made."""
+    figure: str = "dots"
+    """Kind of the figure: a module of ``peftbench.analysis.figures``."""
+    metric: Metric | None = None
+    """Metric instead of the data sets' own."""
+    measures: dict[str, str] = {}
+    """Several numbers of each scored run: name -> path into the facts of its record, such as ``extra.rate``. They are
+    the axis ``measure``; none: the metric's value alone."""
+    short: Literal["refuse", "all"] = "refuse"
+    """What ``train_size`` means where a data set has fewer examples: a mistake, or all of them."""
     exclude: list[dict[str, Any]] = []
-    """Combinations to leave out: each entry maps axes to a value or a list of values."""
+    """Combinations to leave out: each entry maps axes to a value or a list of values; ``target: same`` is the data set
+    itself."""
     include_base: bool = False
     """Add the untuned base model as a row."""
     training: dict[str, Any] = {}
@@ -206,8 +242,8 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     """The axes down the table, outermost first."""
     averages: list[Average] = []
     """Averages over the columns: all, seen, unseen."""
-    published: str | None = None
-    """File of ``paper/tables`` (without suffix) whose values stand beside ours."""
+    published: Published | None = None
+    """Published values to stand beside ours."""
     note: str = ""
     """What these numbers do and do not tell; one line on the page."""
 

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import string
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,8 @@ from msgspec import Struct
 
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.config import Settings
-from peftbench.config_types import ModelConfig
-from peftbench.errors import UserError
+from peftbench.config_types import Metric, ModelConfig, Published
+from peftbench.errors import UserError, did_you_mean
 from peftbench.fingerprint import Fingerprinter, default_fingerprinter, with_versions
 from peftbench.retrieve.origin import Origin, parse_origins
 from peftbench.spec import (
@@ -151,7 +152,9 @@ class Plan:
 
     @functools.cache  # noqa: B019
     def subset(self, dataset: str, size: Any, seed: int) -> Job:
-        """Draw of training examples."""
+        """Draw of training examples; all of them are one draw, by whatever number they are asked for."""
+        there = self.settings.dataset(dataset, "a study").splits.get("train", 0)
+        size = "full" if size == "full" or size >= there else size
         spec = SubsetSpec(
             size=size, seed=seed if size != "full" else 0
         )  # all examples are the same for every seed
@@ -241,9 +244,9 @@ class Plan:
         place = f"{above}/predictions-{{digest}}"
         return self._add("predict", spec, inputs, label, place, _may_cache(model, run))
 
-    def score(self, run: Run) -> Job:
-        """Scores of the answers."""
-        metric = self.settings.dataset(run.target, "a study").metric
+    def score(self, run: Run, metric: Metric | None = None) -> Job:
+        """Scores of the answers, by the metric of their data set or by another one."""
+        metric = metric or self.settings.dataset(run.target, "a study").metric
         predictions = self.predict(run)
         inputs = {"data": self.prepare(run.target), "predictions": predictions}
         spec = ScoreSpec(metric=metric.name, settings=metric.settings)
@@ -254,25 +257,30 @@ class Plan:
     def _plan_study(self, name: str) -> StudyPlan:
         expander = Expander(name, self.settings)
         runs = list(expander.runs())
-        scores = [self.score(run) for run in runs]
         study = expander.study
+        scores = [self.score(run, study.metric) for run in runs]
         table = TabulateSpec(
             study=name,
             title=study.title,
             columns=study.columns,
             rows=study.rows,
             averages=list(study.averages),
-            published=study.published,
-            published_rows=self._published(name, study.published),
+            measures=study.measures,
+            published=study.published.file if study.published else None,
+            published_rows=self._published(name, study.published) if study.published else [],
             models=[self._model_info(model) for model in expander.axes["model"]],
             datasets=[
                 self._dataset_info(name)
                 for name in dict.fromkeys([*expander.axes["dataset"], *expander.axes.get("target", [])])
             ],
-            cells=[_cell(run, score) for run, score in zip(runs, scores, strict=True)],
+            cells=[
+                _cell(run, score, measure)
+                for run, score in zip(runs, scores, strict=True)
+                for measure in study.measures or [""]
+            ],
         )
         tabulate = self._add("tabulate", table, {}, name, "tables/.made")
-        figure = PlotSpec(study=name, title=study.title)
+        figure = PlotSpec(study=name, title=study.title, kind=study.figure)
         plot = self._add("plot", figure, {"table": tabulate}, name, "figures/.made")
         page = ReportSpec(
             study=name, title=study.title, note=study.note, gallery=self.main.report.gallery, table=table
@@ -356,7 +364,8 @@ class Plan:
 
     def _model_info(self, name: str) -> ModelInfo:
         config = self.settings.model(name, "a study")
-        return ModelInfo(name=name, title=config.title, parameters=config.parameters)
+        stands_for = config.stands_for or name
+        return ModelInfo(name=name, title=config.title, stands_for=stands_for, parameters=config.parameters)
 
     def _dataset_info(self, name: str) -> DatasetInfo:
         config = self.settings.dataset(name, "a study")
@@ -369,15 +378,38 @@ class Plan:
             metric=config.metric.name,
         )
 
-    def _published(self, study: str, name: str | None) -> list[dict[str, str]]:
-        if name is None:
-            return []
-        path = self.settings.root / "paper/tables" / f"{name}.csv"
+    def _published(self, study: str, published: Published) -> list[dict[str, str]]:
+        """The rows of a file of published values, with our names for its axes; the value is ``score``."""
+        where = f"config/studies/{study}.yaml: published"
+        path = self.settings.root / "paper/tables" / f"{published.file}.csv"
         try:
             with path.open(encoding="utf-8", newline="") as stream:
-                return list(csv.DictReader(stream))
+                lines = list(csv.DictReader(stream))
         except OSError as error:
-            raise UserError(f"config/studies/{study}.yaml: published: {path}: {error.strerror}") from None
+            raise UserError(f"{where}: {path}: {error.strerror}") from None
+        rows = []
+        for line in lines:
+            words = {
+                column: str(published.values.get(column, {}).get(word, word)) for column, word in line.items()
+            }
+            try:
+                named = {axis: text.format(**words) for axis, text in published.columns.items()}
+                value = line[published.value]
+            except KeyError as error:
+                raise UserError(
+                    f"{where}: {path} has no column {error}{did_you_mean(error.args[0], words)}"
+                ) from None
+            used = {
+                published.value,
+                *(column for text in published.columns.values() for column in _fields(text)),
+            }
+            own = {column: word for column, word in words.items() if column not in used}
+            rows.append({**own, **named, **published.where, "score": value})
+        return rows
+
+
+def _fields(text: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(text) if name]
 
 
 VIEW_FILES = (
@@ -411,7 +443,7 @@ def _digests(inputs: dict[str, Job]) -> str:
     return "{" + ",".join(pairs) + "}"
 
 
-def _cell(run: Run, score: Job) -> Cell:
+def _cell(run: Run, score: Job, measure: str) -> Cell:
     return Cell(
         model=run.model,
         dataset=run.dataset,
@@ -422,5 +454,6 @@ def _cell(run: Run, score: Job) -> Cell:
         train_size=run.train_size,
         seed=run.seed,
         axes=run.axes,
+        measure=measure,
         scores=score.directory,
     )

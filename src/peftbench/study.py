@@ -29,6 +29,8 @@ COORDINATES: dict[str, Any] = {
 """The axes that every run has, with the type of their values."""
 OPTIONAL = ("vision", "epoch")
 """Those that few studies have: like settings of methods they are shown only where a study names them."""
+DERIVED = ("setting", "measure")
+"""What tables may be laid out by besides: all further axes of a run in words, and which of its numbers it is."""
 SAME = "same"
 """In an exclusion: the target that is the data set itself."""
 REQUIRED = ("model", "dataset", "method")
@@ -73,23 +75,33 @@ class Expander:
         self.study: StudyConfig = settings.study(name)
         self._training: dict[str, Training] = {}
         self._methods: dict[str, str] = {}
-        self.axes = self._read_axes()
+        self.grids = [self._read_axes(self.study.axes | grid) for grid in self.study.grids or [{}]]
+        self.axes = self._union()
+        """Axis -> all its values, over all grids."""
         self._check_names()
 
     def runs(self) -> Iterator[Run]:
         """All runs of the grid in the order of the axes, the untuned base model after them."""
-        names = list(self.axes)
-        for values in itertools.product(*self.axes.values()):
-            point = dict(zip(names, values, strict=True))
-            if not self._excluded(point):
-                yield self._run(point)
+        for axes in self.grids:
+            for values in itertools.product(*axes.values()):
+                point = dict(zip(axes, values, strict=True))
+                if not self._excluded(point):
+                    yield self._run(point, axes)
         if self.study.include_base:
             seed = self.axes["seed"][0]
             tested = self.axes.get("target", self.axes["dataset"])
             for model, dataset in itertools.product(self.axes["model"], tested):
-                yield self._run({"model": model, "dataset": dataset, "method": BASE, "seed": seed})
+                yield self._run({"model": model, "dataset": dataset, "method": BASE, "seed": seed}, {})
 
-    def _run(self, point: dict[str, Any]) -> Run:
+    def _union(self) -> dict[str, list[Any]]:
+        union: dict[str, list[Any]] = {}
+        for axes in self.grids:
+            for axis, values in axes.items():
+                known = union.setdefault(axis, [])
+                known.extend(value for value in values if value not in known)
+        return union
+
+    def _run(self, point: dict[str, Any], axes: dict[str, list[Any]]) -> Run:
         method = point["method"]
         further = {axis: value for axis, value in point.items() if axis not in COORDINATES}
         module = method_module(method)
@@ -101,13 +113,13 @@ class Expander:
             method=method,
             connector="frozen" if method == BASE else point.get("connector", "tuned"),
             location=self._location(module, method, point.get("location", "default")),
-            train_size=point.get("train_size", "full"),
+            train_size=self._train_size(point),
             seed=point["seed"],
             settings=self._method_settings(module, method, point["model"], further),
             training=training,
             vision="frozen" if method == BASE else point.get("vision", "frozen"),
             epoch="last" if method == BASE else self._epoch(point.get("epoch", "last"), training),
-            keep_epochs=[] if method == BASE else self._kept(training),
+            keep_epochs=[] if method == BASE else self._kept(axes.get("epoch", ["last"]), training),
             axes=further | {axis: point[axis] for axis in OPTIONAL if axis in point},
         )
 
@@ -125,9 +137,19 @@ class Expander:
             )
         return "last" if epoch == training.epochs else epoch
 
-    def _kept(self, training: Training) -> list[int]:
-        """Epochs that some run of the study answers with; all where the evaluation loss decides which."""
-        wanted = self.axes.get("epoch", ["last"])
+    def _train_size(self, point: dict[str, Any]) -> Any:
+        """Examples to train with, as the study has it; ``Plan.subset`` knows when that is all there are."""
+        size = point.get("train_size", "full")
+        there = self.settings.dataset(point["dataset"], self.file).splits.get("train", 0)
+        if size != "full" and size > there and self.study.short == "refuse":
+            raise UserError(
+                f"{self.file}: axes.train_size: {point['dataset']} has {there} examples to train with, not {size}: "
+                "take fewer, or set short: all to take all there are"
+            )
+        return size
+
+    def _kept(self, wanted: list[Any], training: Training) -> list[int]:
+        """Epochs that some run of the grid answers with; all where the evaluation loss decides which."""
         if any(isinstance(epoch, str) and epoch != "last" for epoch in wanted):
             return list(range(1, training.epochs))
         return sorted(epoch for epoch in wanted if epoch != "last" and epoch != training.epochs)
@@ -180,8 +202,7 @@ class Expander:
             self._training[cached] = normalised(training)
         return self._training[cached]
 
-    def _read_axes(self) -> dict[str, list[Any]]:
-        given = self.study.axes
+    def _read_axes(self, given: dict[str, Any]) -> dict[str, list[Any]]:
         for axis in REQUIRED:
             if axis not in given:
                 raise UserError(f"{self.file}: axes: key {axis!r} is missing")
@@ -197,6 +218,10 @@ class Expander:
             values = list(value) if isinstance(value, list) else [value]
             if not values:
                 raise UserError(f"{where}: no value")
+            if axis in ("model", "dataset", "target"):
+                names = [self.settings.stand_in(name) if isinstance(name, str) else name for name in values]
+                # one model may stand in for two
+                values = names if names == values else list(dict.fromkeys(names))
             if axis in COORDINATES:
                 values = [self._coordinate(axis, item, where) for item in values]
             for item in values:
@@ -231,11 +256,12 @@ class Expander:
                 raise UserError(
                     f"{self.file}: axes.method: {BASE!r} is no method to tune with: set include_base: true"
                 )
-        for axis in self.axes.keys() - COORDINATES.keys():
-            self._check_setting(axis)
+        for axes in self.grids:
+            for axis in axes.keys() - COORDINATES.keys():
+                self._check_setting(axis, axes["method"])
         for key in [self.study.columns, *self.study.rows]:
-            if key not in self.axes and key not in COORDINATES:
-                valid = self.axes.keys() | COORDINATES.keys()
+            valid = {*self.axes, *COORDINATES, *DERIVED}
+            if key not in valid:
                 raise UserError(
                     f"{self.file}: columns and rows: unknown axis {key!r}{did_you_mean(key, valid)}"
                 )
@@ -247,17 +273,15 @@ class Expander:
                         f"{did_you_mean(axis, self.axes)}"
                     )
 
-    def _check_setting(self, axis: str) -> None:
+    def _check_setting(self, axis: str, methods: list[Any]) -> None:
         """A further axis is a key of ``training``, or a setting of the methods that it is for."""
         where = f"{self.file}: axes.{axis}"
         owner, _, key = axis.rpartition(".")
         if not owner and axis in _TRAINING:
             return
-        if owner and owner not in self.axes["method"]:
-            raise UserError(
-                f"{where}: {owner!r} is no method of this study{did_you_mean(owner, self.axes['method'])}"
-            )
-        for method in [owner] if owner else self.axes["method"]:
+        if owner and owner not in methods:
+            raise UserError(f"{where}: {owner!r} is no method of this study{did_you_mean(owner, methods)}")
+        for method in [owner] if owner else methods:
             fields = method_module(method).Config.__struct_fields__
             if key not in fields:
                 valid = [*COORDINATES, *_TRAINING, *fields]
@@ -268,13 +292,17 @@ class Expander:
 
     def _excluded(self, point: dict[str, Any]) -> bool:
         return any(
-            all(
-                point[axis] in (value if isinstance(value, list) else [value])
-                or (axis == "target" and value == SAME and point["target"] == point["dataset"])
-                for axis, value in entry.items()
-            )
+            all(self._matches(point, axis, value) for axis, value in entry.items())
             for entry in self.study.exclude
         )
+
+    def _matches(self, point: dict[str, Any], axis: str, wanted: Any) -> bool:
+        if axis == "target" and wanted == SAME:
+            return bool(point["target"] == point["dataset"])
+        values = wanted if isinstance(wanted, list) else [wanted]
+        if axis in ("model", "dataset", "target"):
+            values = [self.settings.stand_in(value) for value in values]
+        return point.get(axis) in values
 
 
 def method_module(method: str) -> ModuleType:

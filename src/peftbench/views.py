@@ -5,6 +5,8 @@ They are kept apart from ``peftbench.spec``: they change with the layout of a ta
 
 from typing import Any
 
+from msgspec import field
+
 from peftbench.spec import Connector, Location, Name, NonNegativeInt, Spec, TrainSize
 
 FINGERPRINT_EXEMPT = "only types: what a job is given stands in its spec in full, defaults written out"
@@ -15,6 +17,8 @@ class ModelInfo(Spec, frozen=True, kw_only=True):
 
     name: Name
     title: str
+    stands_for: str = ""
+    """What the paper's tables call it."""
     parameters: dict[str, int]
     """Published parameter counts by component, where the model's file gives them."""
 
@@ -48,6 +52,8 @@ class Cell(Spec, frozen=True, kw_only=True):
     seed: int
     axes: dict[str, Any]
     """Values of the study's further axes (hyperparameters), in the study's order."""
+    measure: str = ""
+    """Which number of the scores; empty: the metric's value."""
     scores: str
     """Folder of the scores, relative to the results; its parent holds the predictions, the next the run."""
 
@@ -63,10 +69,12 @@ class TabulateSpec(Spec, frozen=True, kw_only=True):
     """The axes down the table, outermost first."""
     averages: list[str]
     """Which averages over the columns are added: ``all``, ``seen``, ``unseen``."""
+    measures: dict[str, str] = field(default_factory=dict)
+    """Name of a measure -> path into the facts of a scores' record."""
     published: str | None
     """Name of the file of published values, without folder and suffix."""
     published_rows: list[dict[str, str]]
-    """The published values themselves, one mapping per line of that file."""
+    """The published values themselves, one mapping per line of that file: axes by our names, and ``score``."""
     models: list[ModelInfo]
     datasets: list[DatasetInfo]
     cells: list[Cell]
@@ -77,6 +85,8 @@ class PlotSpec(Spec, frozen=True, kw_only=True):
 
     study: Name
     title: str
+    kind: str = "dots"
+    """A module of ``peftbench.analysis.figures``."""
 
 
 class ReportSpec(Spec, frozen=True, kw_only=True):

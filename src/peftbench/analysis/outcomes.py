@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeGuard
 from msgspec import Struct
 
 from peftbench.analysis.published import published_value
-from peftbench.analysis.style import UNTUNED
+from peftbench.analysis.style import UNTUNED, variant_title
 from peftbench.errors import UserError
 from peftbench.store import FAILED, RECORD, Record, read_record
 from peftbench.views import Cell, TabulateSpec
@@ -48,21 +48,47 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 def coordinates(cell: Cell) -> dict[str, Any]:
-    """All coordinates of a cell by name: those that every run has, then the study's further axes."""
-    return {name: getattr(cell, name) for name in COORDINATES} | dict(cell.axes)
+    """All coordinates of a cell by name.
+
+    Those that every run has, the study's further axes, and what a table may be laid out by besides: ``setting``
+    (the further axes in words) and ``measure``.
+    """
+    derived = {"setting": variant_title(cell.axes), "measure": cell.measure}
+    return {name: getattr(cell, name) for name in COORDINATES} | dict(cell.axes) | derived
 
 
 def read_outcomes(spec: TabulateSpec, results: Path) -> list[Outcome]:
     """What came of each cell, in the order of the spec. A run without scores is said so, never left out."""
-    stands_for = {dataset.name: dataset.stands_for for dataset in spec.datasets}
-    return [_read(cell, results, published_value(spec, coordinates(cell), stands_for)) for cell in spec.cells]
+    datasets = {dataset.name: dataset.stands_for for dataset in spec.datasets}
+    models = {model.name: model.stands_for or model.name for model in spec.models}
+    stands_for = {"dataset": datasets, "target": datasets, "model": models}
+    records: dict[Path, Record | None] = {}
+    return [
+        _read(
+            cell,
+            results,
+            published_value(spec, coordinates(cell), stands_for),
+            spec.measures.get(cell.measure, ""),
+            records,
+        )
+        for cell in spec.cells
+    ]
 
 
-def _read(cell: Cell, results: Path, published: float | None) -> Outcome:
+def _read(
+    cell: Cell,
+    results: Path,
+    published: float | None,
+    measure: str,
+    known: dict[Path, Record | None],
+) -> Outcome:
     scores = results / cell.scores
     stages = (("training", scores.parent.parent), ("prediction", scores.parent), ("scoring", scores))
     try:
-        records = {stage: _record_or_none(folder) for stage, folder in stages}
+        for _, folder in stages:
+            if folder not in known:  # cells share runs, and each measure of a run is a cell
+                known[folder] = _record_or_none(folder)
+        records = {stage: known[folder] for stage, folder in stages}
     except UserError as error:
         return Outcome(cell=cell, status="missing", reason=str(error), published=published)
     for stage, record in records.items():
@@ -77,9 +103,10 @@ def _read(cell: Cell, results: Path, published: float | None) -> Outcome:
         reason = f"no result of {gone[0]}"
         return Outcome(cell=cell, status="missing", reason=reason, published=published)
     facts = record.facts
-    estimate = _estimate(facts)
+    estimate = _estimate(_measured(facts, measure))
     if estimate is None:
-        reason = "scoring failed: the record holds no finite score with its error"
+        what = f"no number {measure}" if measure else "no finite score with its error"
+        reason = f"scoring failed: the record holds {what}"
         return Outcome(cell=cell, status="failed", reason=reason, published=published, digest=record.digest)
     return Outcome(
         cell=cell,
@@ -94,6 +121,19 @@ def _read(cell: Cell, results: Path, published: float | None) -> Outcome:
 def _record_or_none(folder: Path) -> Record | None:
     path = folder / RECORD
     return read_record(path) if path.exists() else None
+
+
+def _measured(facts: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """The part of a record's facts that holds a measure: the whole, or what lies at the path.
+
+    There lies a mapping with value, stderr and n, or a plain number, whose error is not known.
+    """
+    part: Any = facts
+    for key in path.split(".") if path and path != "value" else ():
+        part = part.get(key) if isinstance(part, Mapping) else None
+    if _finite(part):
+        return {"value": part, "stderr": 0.0, "n": facts.get("n", 0)}
+    return part if isinstance(part, Mapping) else {}
 
 
 def _estimate(facts: Mapping[str, Any]) -> Estimate | None:

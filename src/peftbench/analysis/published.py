@@ -15,12 +15,13 @@ REQUIRED = ("model", "method", "dataset")
 
 
 def published_value(
-    spec: TabulateSpec, cell: Mapping[str, Any], stands_for: Mapping[str, str]
+    spec: TabulateSpec, cell: Mapping[str, Any], stands_for: Mapping[str, Mapping[str, str]]
 ) -> float | None:
     """The value of the one published row with the coordinates of ``cell``; None where there is none.
 
-    The data set of a row is what ours ``stands_for``; every further column of the file that is an axis of the
-    cell has to agree. Raises ``UserError`` where several rows fit, or where a value is no number.
+    The model and the data sets of a row are what ours ``stands_for`` (axis -> our name -> theirs); every further
+    column of the file that is an axis of the cell has to agree. Raises ``UserError`` where several rows fit, or
+    where a value is no number.
     """
     found: list[str] = []
     for row in spec.published_rows:
@@ -42,14 +43,14 @@ def published_value(
 
 
 def _same(
-    row: Mapping[str, str], column: str, cell: Mapping[str, Any], stands_for: Mapping[str, str]
+    row: Mapping[str, str], column: str, cell: Mapping[str, Any], stands_for: Mapping[str, Mapping[str, str]]
 ) -> bool:
     if any(not row.get(name) for name in REQUIRED):
         return False
     for name, published in row.items():
         if name == column or name in BESIDE or name not in cell:
             continue
-        ours = stands_for.get(cell[name], "") if name == "dataset" else cell[name]
+        ours = stands_for[name].get(cell[name], "") if name in stands_for else cell[name]
         if not _equal(ours, published):
             return False
     return True
