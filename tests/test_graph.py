@@ -323,15 +323,15 @@ def test_epochs_of_a_run_share_its_training(project):
     study = plan.study("small")
     assert [run.epoch for run in study.runs] == [1, 2, "last"]
     (train,) = {job.inputs["predictions"].inputs["run"].digest for job in study.scores}
-    assert msgspec.json.decode(plan.jobs[train].spec)["keep_epochs"] == [1, 2]
+    assert msgspec.json.decode(plan.jobs[train].spec)["keep_epochs"] is True
     assert [cell.axes["epoch"] for cell in tables(study).cells] == [1, 2, 4]
 
 
-def test_epochs_by_evaluation_loss_keep_all_and_need_that_loss(project):
+def test_epochs_by_evaluation_loss_need_that_loss(project):
     axes = {"model": "tiny", "method": "lora", "dataset": "first", "epoch": ["best", "near1"]}
     study = {"title": "S", "axes": axes, "training": {"epochs": 4, "eval_loss": True}}
     project.write_yaml("config/studies/small.yaml", study)
-    assert project.plan().study("small").runs[0].keep_epochs == [1, 2, 3]
+    assert project.plan().study("small").runs[0].keep_epochs
     project.write_yaml("config/studies/small.yaml", study | {"training": {"epochs": 4}})
     with pytest.raises(UserError, match=r"axes.epoch: 'best' is found by the evaluation loss"):
         project.plan()
@@ -349,3 +349,100 @@ def test_a_tuned_tower_is_another_run_and_its_features_are_not_kept(project):
     runs = [job.inputs["predictions"] for job in plan.study("small").scores]
     assert len({job.inputs["run"].digest for job in runs[:2]}) == 2
     assert [job.cache_vision for job in runs] == [True, False, True]
+
+
+def test_several_grids_are_one_study(project):
+    axes = {"model": "tiny", "dataset": ["first", "second"], "seed": [1, 2]}
+    grids = [{"method": "lora", "rank": [4, 8]}, {"method": "prefix", "tokens": 5, "seed": 1}]
+    study = {"title": "S", "axes": axes, "grids": grids, "rows": ["method", "setting"]}
+    project.write_yaml("config/studies/small.yaml", study)
+    runs = project.plan().study("small").runs
+    assert len(runs) == 2 * 2 * 2 + 2
+    assert {(run.method, *run.axes.items()) for run in runs} == {
+        ("lora", ("rank", 4)),
+        ("lora", ("rank", 8)),
+        ("prefix", ("tokens", 5)),
+    }
+    grids[1]["rank"] = 4
+    project.write_yaml("config/studies/small.yaml", study)
+    with pytest.raises(
+        UserError, match=r"axes.rank: neither an axis, nor a training setting, nor a setting of prefix"
+    ):
+        project.plan()
+
+
+def test_more_examples_than_there_are(project):
+    axes = STUDY["axes"] | {"train_size": [10, 21]}
+    project.write_yaml("config/studies/small.yaml", {"title": "S", "axes": axes})
+    with pytest.raises(UserError, match=r"axes.train_size: first has 20 examples to train with, not 21"):
+        project.plan()
+    project.write_yaml("config/studies/small.yaml", {"title": "S", "axes": axes, "short": "all"})
+    plan = project.plan()
+    assert {
+        job.directory.split("/")[2].split("-")[0] for job in plan.jobs.values() if job.stage == "subset"
+    } == {"10", "full"}
+    assert {cell.train_size for cell in tables(plan.study("small")).cells} == {10, 21}
+
+
+def test_another_metric_takes_the_same_answers(project):
+    before = stages(project.plan())
+    project.write_yaml("config/studies/small.yaml", study_with(metric={"name": "exact_match"}))
+    assert changed_stages(before, stages(project.plan())) == {"score": 10, **VIEWS}
+
+
+def test_measures_are_cells_of_one_score(project):
+    measures = {"overall": "value", "rate": "extra.rate"}
+    project.write_yaml("config/studies/small.yaml", study_with(measures=measures, columns="measure"))
+    study = project.plan().study("small")
+    assert len(study.scores) == 10
+    assert [cell.measure for cell in tables(study).cells] == ["overall", "rate"] * 10
+
+
+def test_stand_ins_and_reductions(project):
+    """The same study file for large models and data sets, run with small ones."""
+    project.write_yaml("config/datasets/large.yaml", dataset("okvqa"))
+    project.edit("config/studies/small.yaml", "dataset: lineup", "dataset: [large, second]")
+    project.edit(
+        "config/studies/small.yaml",
+        "title: Small",
+        "title: Small\nexclude:\n- {dataset: large, method: lora}",
+    )
+    reduced = {"stand_ins": {"large": "first"}, "reduce": {"small": {"axes": {"connector": "tuned"}}}}
+    project.write_yaml("config/config.yaml", main_with(**reduced))
+    runs = [run for run in project.plan().study("small").runs if run.method != "base"]
+    assert [(run.dataset, run.method, run.connector) for run in runs] == [
+        ("second", "lora", "tuned"),
+        ("first", "adapter", "tuned"),
+        ("second", "adapter", "tuned"),
+    ]
+    project.write_yaml("config/config.yaml", main_with(stand_ins={"large": "frist"}))
+    with pytest.raises(UserError, match="stand_ins: no model or data set 'frist'; did you mean 'first'"):
+        project.plan()
+    project.write_yaml("config/config.yaml", main_with(reduce={"smal": {}}))
+    with pytest.raises(UserError, match="reduce: unknown study 'smal'; did you mean 'small'"):
+        project.plan()
+
+
+def published(project, rows, **mapping):
+    project.write("paper/tables/paper.csv", rows)
+    project.write_yaml("config/studies/small.yaml", study_with(published={"file": "paper", **mapping}))
+    return tables(project.plan().study("small")).published_rows
+
+
+def test_published_values_get_our_names(project):
+    rows = "source,kind,size,mean,std\nokvqa,LoRARank,16,56.1,0.2\n"
+    found = published(
+        project,
+        rows,
+        value="mean",
+        columns={"dataset": "{source}", "setting": "{kind} {size}"},
+        values={"kind": {"LoRARank": "rank"}},
+        where={"connector": "tuned"},
+    )
+    assert found == [
+        {"dataset": "okvqa", "setting": "rank 16", "connector": "tuned", "score": "56.1", "std": "0.2"}
+    ]
+    with pytest.raises(UserError, match="has no column 'sorce'; did you mean 'source'"):
+        published(project, rows, value="mean", columns={"dataset": "{sorce}"})
+    with pytest.raises(UserError, match="has no column 'score'"):
+        published(project, rows)

@@ -151,8 +151,8 @@ class TrainSpec(Spec, frozen=True, kw_only=True):
     """Whether the loss on the test split is measured after each epoch."""
     vision: Connector = "frozen"
     """Whether the vision tower is tuned too (the paper's appendix C), at the connector's learning rate."""
-    keep_epochs: list[PositiveInt] = []
-    """Epochs whose weights are kept besides the last one's."""
+    keep_epochs: bool = False
+    """Whether the weights of every epoch are kept, and not the last one's alone."""
 
 
 class PredictSpec(Spec, frozen=True, kw_only=True):

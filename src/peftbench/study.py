@@ -59,8 +59,9 @@ class Run(Spec, frozen=True, kw_only=True):
     vision: Literal["tuned", "frozen"]
     epoch: int | str
     """Whose weights answer."""
-    keep_epochs: list[int]
-    """Epochs whose weights are kept, for this run and its siblings."""
+    keep_epochs: bool
+    """Whether the run keeps the weights of all epochs: where a study asks for any but the last. All of them, so that
+    studies that ask for different ones share their runs."""
     axes: dict[str, Any]
     """Values of the study's further axes."""
 
@@ -119,7 +120,7 @@ class Expander:
             training=training,
             vision="frozen" if method == BASE else point.get("vision", "frozen"),
             epoch="last" if method == BASE else self._epoch(point.get("epoch", "last"), training),
-            keep_epochs=[] if method == BASE else self._kept(axes.get("epoch", ["last"]), training),
+            keep_epochs=method != BASE and axes.get("epoch", ["last"]) != ["last"],
             axes=further | {axis: point[axis] for axis in OPTIONAL if axis in point},
         )
 
@@ -147,12 +148,6 @@ class Expander:
                 "take fewer, or set short: all to take all there are"
             )
         return size
-
-    def _kept(self, wanted: list[Any], training: Training) -> list[int]:
-        """Epochs that some run of the grid answers with; all where the evaluation loss decides which."""
-        if any(isinstance(epoch, str) and epoch != "last" for epoch in wanted):
-            return list(range(1, training.epochs))
-        return sorted(epoch for epoch in wanted if epoch != "last" and epoch != training.epochs)
 
     def _location(self, module: ModuleType, method: str, location: Any) -> Any:
         if location == "default":
