@@ -12,7 +12,7 @@ from peftbench.data.embedded import pack
 from peftbench.data.embedded.vizwiz import UNANSWERABLE
 from peftbench.data.embedded.wording import majority, plural, with_article
 from peftbench.data.example import Example
-from peftbench.data.images import load_image, store_image
+from peftbench.data.images import image_path, load_image, store_image
 from peftbench.data.load import read_examples, read_subset
 from peftbench.data.prepare import checked, prepare_dataset
 from peftbench.data.subset import draw_subset, nested_draw
@@ -188,7 +188,7 @@ def test_missing_changed_and_broken_images_are_named(tmp_path: Path) -> None:
     sha = store_image(tmp_path, b"not a picture")
     with pytest.raises(UserError, match="not a readable image"):
         load_image(tmp_path, sha)
-    (tmp_path / sha[:2] / f"{sha}.png").write_bytes(b"changed")
+    image_path(tmp_path, sha).write_bytes(b"changed")
     with pytest.raises(UserError, match="corrupt"):
         load_image(tmp_path, sha)
 

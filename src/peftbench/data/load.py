@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -11,7 +12,7 @@ from peftbench.data.example import Example
 from peftbench.data.images import load_image
 from peftbench.errors import UserError
 
-__all__ = ["load_image", "read_examples", "read_subset"]
+__all__ = ["load_image", "read_examples", "read_ids", "read_subset"]
 
 
 def read_examples(data_dir: Path, split: str, ids: Collection[str] | None = None) -> list[Example]:
@@ -19,28 +20,39 @@ def read_examples(data_dir: Path, split: str, ids: Collection[str] | None = None
 
     Raises ``UserError`` when the split is missing or an id is not in it.
     """
+    path = data_dir / f"{split}.parquet"
+    table = _table(path)
+    if ids is not None:
+        place = {name: at for at, name in enumerate(table.column("id").to_pylist())}
+        unknown = next((name for name in ids if name not in place), None)
+        if unknown is not None:
+            raise UserError(
+                f"{path}: has no example {unknown!r} that the subset names: delete the subset's folder and run again"
+            )
+        table = table.take([place[name] for name in ids])  # before rows become Python: there may be many more
+    try:
+        return [
+            msgspec.convert(row, Example) for batch in table.to_batches(4096) for row in batch.to_pylist()
+        ]
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: not a prepared data set: {error}") from None
+
+
+def read_ids(data_dir: Path, split: str) -> list[str]:
+    """Return the ids of a split in stored order; ``UserError`` when it is missing."""
+    ids: list[str] = _table(data_dir / f"{split}.parquet", ["id"]).column("id").to_pylist()
+    return ids
+
+
+def _table(path: Path, columns: list[str] | None = None) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = data_dir / f"{split}.parquet"
     try:
         # one thread: a pool started here would not survive a fork
-        rows = pq.read_table(path, use_threads=False).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
+        return pq.read_table(path, columns=columns, use_threads=False)
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
-    try:
-        examples = msgspec.convert(rows, list[Example])
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: not a prepared data set: {error}") from None
-    if ids is None:
-        return examples
-    by_id = {example.id: example for example in examples}
-    unknown = next((i for i in ids if i not in by_id), None)
-    if unknown is not None:
-        raise UserError(
-            f"{path}: has no example {unknown!r} that the subset names: delete the subset's folder and run again"
-        )
-    return [by_id[i] for i in ids]
 
 
 def read_subset(subset_dir: Path) -> list[str]:

@@ -1,23 +1,31 @@
-"""Prepare a data set: the same columns for every source, images stored once."""
+"""Prepare a data set: the same columns for every source, images stored once, never all rows in memory."""
 
 from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from peftbench.data.example import Example
 from peftbench.errors import UserError
 from peftbench.spec import PrepareSpec
+from peftbench.store import atomic_parquet
+
+ROW_GROUP = 8192
+"""Rows written, and held in memory, at a time."""
 
 
-def prepare_dataset(spec: PrepareSpec, out_dir: Path, image_store: Path) -> dict[str, Any]:
+def prepare_dataset(
+    spec: PrepareSpec, out_dir: Path, image_store: Path, files: dict[str, Path] | None = None
+) -> dict[str, Any]:
     """Write ``<split>.parquet`` for each split of ``spec`` into ``out_dir``, pictures into ``image_store``.
 
-    Returns facts for the record: per split, rows, pictures, types of question and the most common targets.
-    Raises ``UserError`` for an unknown kind of source or a bad row, naming it.
+    ``files``: folders with what was retrieved, by the names of the source's ``from:``. Returns facts for the record:
+    per split, rows, pictures, types of question, the most common targets, and bad rows that were left out. Raises
+    ``UserError`` for an unknown kind of source, a bad row, or another number of rows than ``spec`` says; then no
+    split is left behind (pictures may be: they are kept by content and shared).
     """
     kind = str(spec.source.get("kind", ""))
     try:
@@ -28,16 +36,55 @@ def prepare_dataset(spec: PrepareSpec, out_dir: Path, image_store: Path) -> dict
         ) from None
     out_dir.mkdir(parents=True, exist_ok=True)
     facts = {}
-    for split, rows in source.splits(spec, image_store):
-        examples = list(checked(spec.dataset, rows))
-        write_examples(examples, out_dir / f"{split}.parquet")
-        facts[split] = {
-            "rows": len(examples),
-            "images": len({e.image for e in examples if e.image}),
-            "question_types": dict(sorted(Counter(e.question_type for e in examples).items())),
-            "common_targets": Counter(e.target for e in examples).most_common(3),
-        }
+    written: list[Path] = []
+    try:
+        for split, rows in source.splits(spec, image_store, files or {}):
+            path = out_dir / f"{split}.parquet"
+            tally = _Tally()
+            write_examples(tally.of(checked(spec.dataset, rows)), path)
+            written.append(path)
+            _check_count(spec, split, tally.rows)
+            facts[split] = tally.facts() | getattr(rows, "facts", {})
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
     return {"splits": facts}
+
+
+def _check_count(spec: PrepareSpec, split: str, rows: int) -> None:
+    wanted = spec.splits[split]
+    if rows != wanted:
+        raise UserError(
+            f"data set {spec.dataset}: split {split} has {rows} rows, its file says {wanted}: correct 'splits'"
+        )
+
+
+class _Tally:
+    """Counts what goes by."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.images: set[bytes] = set()
+        self.question_types: Counter[str] = Counter()
+        self.targets: Counter[str] = Counter()
+
+    def of(self, examples: Iterable[Example]) -> Iterator[Example]:
+        for example in examples:
+            self.rows += 1
+            if example.image:
+                self.images.add(bytes.fromhex(example.image))
+            self.question_types[example.question_type] += 1
+            self.targets[example.target] += 1
+            yield example
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "images": len(self.images),
+            "question_types": dict(sorted(self.question_types.items())),
+            "common_targets": self.targets.most_common(3),
+        }
 
 
 def checked(dataset: str, rows: Iterable[Example]) -> Iterable[Example]:
@@ -62,8 +109,8 @@ def checked(dataset: str, rows: Iterable[Example]) -> Iterable[Example]:
         yield row
 
 
-def write_examples(examples: list[Example], path: Path) -> None:
-    """Write rows as parquet with a fixed schema, so that equal rows give equal bytes."""
+def write_examples(examples: Iterable[Example], path: Path) -> None:
+    """Write rows as parquet with a fixed schema, so that equal rows give equal bytes; whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -83,5 +130,22 @@ def write_examples(examples: list[Example], path: Path) -> None:
             ("source", text),
         ]
     )
-    columns = {name: [getattr(e, name) for e in examples] for name in schema.names}
-    pq.write_table(pa.table(columns, schema=schema), path, compression="zstd")
+
+    def write(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for group in _groups(examples):
+                columns = {name: [getattr(e, name) for e in group] for name in schema.names}
+                writer.write_table(pa.table(columns, schema=schema))
+
+    atomic_parquet(path, write)
+
+
+def _groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    group: list[Example] = []
+    for example in examples:
+        group.append(example)
+        if len(group) == ROW_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group

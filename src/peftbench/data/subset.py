@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from peftbench.data.load import read_examples
+from peftbench.data.load import read_ids
 from peftbench.errors import UserError
 from peftbench.spec import SubsetSpec
 
@@ -29,7 +29,7 @@ def draw_subset(spec: SubsetSpec, data_dir: Path, out_dir: Path) -> dict[str, An
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    ids = [example.id for example in read_examples(data_dir, "train")]
+    ids = read_ids(data_dir, "train")
     if spec.size != "full" and spec.size > len(ids):
         raise UserError(
             f"{data_dir}: has {len(ids)} training rows, the study asks for {spec.size}: lower train_size, or say full"

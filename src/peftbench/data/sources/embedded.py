@@ -34,8 +34,10 @@ def parse(source: dict[str, Any]) -> EmbeddedSource:
         raise UserError(f"data source of kind 'embedded': {error}") from None
 
 
-def splits(spec: PrepareSpec, image_store: Path) -> Iterator[tuple[str, Iterator[Example]]]:
-    """Yield each split with its rows; pictures are stored as the rows are drawn."""
+def splits(
+    spec: PrepareSpec, image_store: Path, files: dict[str, Path]
+) -> Iterator[tuple[str, Iterator[Example]]]:
+    """Yield each split with its rows; pictures are stored as the rows are drawn. ``files``: nothing is retrieved."""
     source = parse(spec.source)
     load_generator(source.generator)
 

@@ -1,0 +1,1 @@
+"""Tables from public data sets and users' files: reading, joining, sampling, and turning rows into examples."""
