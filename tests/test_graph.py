@@ -440,7 +440,14 @@ def test_published_values_get_our_names(project):
         where={"connector": "tuned"},
     )
     assert found == [
-        {"dataset": "okvqa", "setting": "rank 16", "connector": "tuned", "score": "56.1", "std": "0.2"}
+        {
+            "dataset": "okvqa",
+            "setting": "rank 16",
+            "connector": "tuned",
+            "score": "56.1",
+            "mean": "56.1",
+            "std": "0.2",
+        }
     ]
     with pytest.raises(UserError, match="has no column 'sorce'; did you mean 'source'"):
         published(project, rows, value="mean", columns={"dataset": "{sorce}"})

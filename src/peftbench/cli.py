@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.config import Settings
-from peftbench.errors import UserError
+from peftbench.errors import UserError, did_you_mean
 from peftbench.graph import Job, Plan
 from peftbench.stages import RULES
 from peftbench.store import atomic_text
@@ -44,6 +44,15 @@ def _parser() -> argparse.ArgumentParser:
     _project_options(ticket)
     ticket.add_argument("digest", metavar="RESULT", help="a digest, or the path of a result that ends in one")
     ticket.set_defaults(run=_ticket)
+
+    pin = commands.add_parser(
+        "pin", help="write the commits of branches and tags into model and data set files"
+    )
+    pin.add_argument("--root", type=Path, default=Path(), help="the project's folder (default: here)")
+    pin.add_argument(
+        "names", nargs="+", metavar="NAME", help="models and data sets, by the names of their files"
+    )
+    pin.set_defaults(run=_pin)
 
     schema = commands.add_parser("schema", help="check or write what is made from the configuration's types")
     schema.add_argument("--root", type=Path, default=Path(), help="the project's folder")
@@ -139,6 +148,21 @@ def _ticket(arguments: argparse.Namespace) -> int:
         words.append(f"--output {plan.marker(job)}")
     words.append(f"--execution '{plan.execution(job)}'")
     print(" \\\n  ".join(words))
+    return 0
+
+
+def _pin(arguments: argparse.Namespace) -> int:
+    """Asks the hub; needs a network."""
+    from peftbench.retrieve.pin import pin_file
+
+    folders = [arguments.root / "config" / kind for kind in ("models", "datasets")]
+    known = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    for name in arguments.names:
+        if name not in known:
+            raise UserError(f"there is no model or data set {name!r}{did_you_mean(name, known)}")
+    for name in arguments.names:
+        changes = pin_file(known[name])
+        print("\n".join(changes) if changes else f"{known[name]}: nothing to pin")
     return 0
 
 

@@ -134,6 +134,11 @@ class ModelConfig(Config, frozen=True, kw_only=True):
     """Where its parts are."""
     parameters: dict[str, int] = {}
     """Published parameter counts by component; checked against the built model where given."""
+    architecture: str = ""
+    """File of ``config/architectures``, without suffix: the full-size configuration, for counting parameters and
+    operations without the weights."""
+    seen_data: dict[str, list[str]] = {}
+    """What it was trained on before: phase -> names of data sets (``stands_for`` of those of this benchmark)."""
     cache_vision: bool = False
     """Whether features of the frozen vision tower may be kept between runs: saves time, costs disk."""
     precision: Precision = "bf16"
@@ -209,6 +214,8 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     """Heading of the table, the figure and the page."""
     extends: StudyName | None = None
     """Another study whose file this one changes: what is not given here is as there, mappings key by key."""
+    group: Literal[""] | StudyName = ""
+    """Target that makes all studies of the same group."""
     axes: dict[str, Any]
     """The grid: ``model``, ``dataset``, ``method`` (required), ``target`` (data sets to test on, where they are not the
     ones tuned on), ``connector``, ``vision``, ``location``, ``train_size``, ``seed``, ``epoch`` (whose weights answer),
@@ -216,8 +223,9 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     list; ``model`` and ``dataset`` also take ``lineup``, ``dataset`` and ``target`` take ``seen`` and ``unseen``."""
     grids: list[dict[str, Any]] = []
     """Several grids in one study: each entry holds axes that come on top of ``axes``, or in the place of some."""
-    kind: Literal["table"] = "table"
-    """What is made."""
+    kind: str = "table"
+    """What is made: ``table``, of scored runs with its figure and its page; or a table that describes, a module of
+    ``peftbench.analysis.descriptions``, which needs of the axes only those that it shows."""
     figure: str = "dots"
     """Kind of the figure: a module of ``peftbench.analysis.figures``."""
     metric: Metric | None = None

@@ -12,7 +12,12 @@ sources) hands that module over as a component (``peftbench.stages``).
 """
 
 import ast
+import atexit
+import contextlib
 import hashlib
+import json
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -35,8 +40,7 @@ class Module:
 
     def __init__(self, name: str, path: Path, is_package: bool, resolver: "Fingerprinter") -> None:
         try:
-            source = path.read_bytes()
-            tree = ast.parse(source)
+            parsed = _parsed(path.read_bytes())
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         except SyntaxError as error:
@@ -44,35 +48,31 @@ class Module:
         self.name = name
         self.path = path
         self.is_package = is_package
-        constants = dict(_string_constants(tree))
-        self.exempt = "FINGERPRINT_EXEMPT" in constants
-        self.files: tuple[str, ...] = tuple(constants.get("FINGERPRINT_FILES", ()))
-        reader = _Reader()
-        reader.read(tree)
-        body = "".join(reader.text)
-        self.hash = hashlib.sha256(body.encode()).hexdigest()[:HASH_LENGTH] if body != "Module(body=)" else ""
+        self.exempt: bool = parsed["exempt"]
+        self.files: tuple[str, ...] = tuple(parsed["files"])
+        self.hash: str = parsed["hash"]
         """Empty for a file without code: adding an empty ``__init__.py`` changes nothing."""
         self.imports: set[str] = set()
         self.third_party: set[str] = set()
-        for target in self._targets(reader, resolver):
+        for target in self._targets(parsed, resolver):
             if target == PACKAGE or target.startswith(PACKAGE + "."):
                 self.imports.update(resolver.parents_and_self(target))
             else:
                 self.third_party.add(target.partition(".")[0])
 
-    def _targets(self, reader: "_Reader", resolver: "Fingerprinter") -> Iterator[str]:
-        yield from reader.plain_imports
-        for node in reader.from_imports:
-            base = self._absolute(node)
+    def _targets(self, parsed: dict[str, Any], resolver: "Fingerprinter") -> Iterator[str]:
+        yield from parsed["imports"]
+        for level, module, names in parsed["from"]:
+            base = self._absolute(level, module)
             yield base
-            yield from (f"{base}.{a.name}" for a in node.names if resolver.locate(f"{base}.{a.name}"))
+            yield from (f"{base}.{name}" for name in names if resolver.locate(f"{base}.{name}"))
 
-    def _absolute(self, node: ast.ImportFrom) -> str:
-        if not node.level:
-            return node.module or ""
+    def _absolute(self, level: int, module: str) -> str:
+        if not level:
+            return module
         parts = self.name.split(".")
-        parts = parts[: len(parts) - node.level + (1 if self.is_package else 0)]
-        return ".".join([*parts, *([node.module] if node.module else [])])
+        parts = parts[: len(parts) - level + (1 if self.is_package else 0)]
+        return ".".join([*parts, *([module] if module else [])])
 
 
 class Fingerprinter:
@@ -172,6 +172,64 @@ class Fingerprinter:
             except OSError as error:
                 raise UserError(f"{path} (wanted by {wanted_by.name}): {error.strerror}") from None
         return self._files[path]
+
+
+def _parsed(source: bytes) -> dict[str, Any]:
+    """What a source file is to a fingerprint; remembered by its bytes, since every cluster job plans anew."""
+    key = hashlib.sha256(source).hexdigest()
+    memory = _memory()
+    if key not in memory.known:
+        memory.known[key] = _parse(source)
+        memory.changed = True
+    found: dict[str, Any] = memory.known[key]
+    return found
+
+
+def _parse(source: bytes) -> dict[str, Any]:
+    tree = ast.parse(source)
+    constants = dict(_string_constants(tree))
+    reader = _Reader()
+    reader.read(tree)
+    body = "".join(reader.text)
+    return {
+        "exempt": "FINGERPRINT_EXEMPT" in constants,
+        "files": list(constants.get("FINGERPRINT_FILES", ())),
+        "hash": hashlib.sha256(body.encode()).hexdigest()[:HASH_LENGTH] if body != "Module(body=)" else "",
+        "imports": reader.plain_imports,
+        "from": [[n.level, n.module or "", [a.name for a in n.names]] for n in reader.from_imports],
+    }
+
+
+class _Memory:
+    """Parsed sources in the user's cache folder; whatever goes wrong with it costs time and nothing else."""
+
+    def __init__(self) -> None:
+        # another reader, or a Python with another syntax tree, starts anew
+        own = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:HASH_LENGTH]
+        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        self.file = Path(cache) / "peftbench" / f"sources-{version}-{own}.json"
+        self.known: dict[str, Any] = {}
+        self.changed = False
+        with contextlib.suppress(OSError, ValueError):
+            self.known = json.loads(self.file.read_bytes())
+        atexit.register(self.save)
+
+    def save(self) -> None:
+        """Write it down if anything is new; the last writer wins."""
+        if not self.changed:
+            return
+        temporary = self.file.with_suffix(f".{os.getpid()}")
+        with contextlib.suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self.known))
+            temporary.replace(self.file)
+            self.changed = False
+
+
+@cache
+def _memory() -> _Memory:
+    return _Memory()
 
 
 def with_versions(code: Code, imported: frozenset[str], packages: Iterable[str], granularity: str) -> Code:

@@ -29,7 +29,17 @@ from peftbench.spec import (
 from peftbench.stages import RULES, live_code, source_module
 from peftbench.store import RECORD, atomic_bytes
 from peftbench.study import BASE, Expander, Run, optim_of
-from peftbench.views import Cell, DatasetInfo, ModelInfo, PlotSpec, ReportSpec, TabulateSpec
+from peftbench.views import (
+    Cell,
+    DatasetInfo,
+    DescribedDataset,
+    DescribedModel,
+    DescribeSpec,
+    ModelInfo,
+    PlotSpec,
+    ReportSpec,
+    TabulateSpec,
+)
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -65,15 +75,24 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class StudyPlan(Struct, frozen=True, kw_only=True):
-    """The jobs of one study."""
+    """The jobs of one study: runs with a table, a figure and a page; or a table that describes."""
 
     name: str
+    group: str
     runs: list[Run]
     scores: list[Job]
     """One per run, in the same order; runs that are equal share theirs."""
-    tabulate: Job
-    plot: Job
-    report: Job
+    tabulate: Job | None = None
+    plot: Job | None = None
+    report: Job | None = None
+    describe: Job | None = None
+    data: list[Job] = []
+    """What the describing table reads."""
+
+    @property
+    def views(self) -> list[Job]:
+        """The jobs that make its files with stable names."""
+        return [job for job in (self.tabulate, self.plot, self.report, self.describe) if job]
 
 
 class Plan:
@@ -106,8 +125,9 @@ class Plan:
             ) from None
 
     def scores(self, study: StudyPlan) -> list[str]:
-        """Records of all scores of a study, each once."""
-        return list(dict.fromkeys(f"{self.results}/{job.record}" for job in study.scores))
+        """Records of all that the table of a study reads, each once."""
+        jobs = [*study.scores, *study.data]
+        return list(dict.fromkeys(f"{self.results}/{job.record}" for job in jobs))
 
     def marker(self, view: Job) -> str:
         """Marker of a table, figure or page: there only while the files beside it are of this digest."""
@@ -115,8 +135,9 @@ class Plan:
 
     def targets(self, study: StudyPlan) -> list[str]:
         """All files of a study, with the markers that say that they are of its present digest."""
-        files = [f"{self.results}/{name.format(study.name)}" for name in VIEW_FILES]
-        return files + [self.marker(view) for view in (study.tabulate, study.plot, study.report)]
+        names = [name for view in study.views for name in VIEW_FILES[view.stage]]
+        files = [f"{self.results}/{name.format(study.name)}" for name in names]
+        return files + [self.marker(view) for view in study.views]
 
     def ticket_file(self, job: Job) -> str:
         """Where a job finds its ticket."""
@@ -173,7 +194,7 @@ class Plan:
 
     def retrievals(self, study: StudyPlan) -> list[str]:
         """Records of all that a study has to fetch, each once."""
-        waiting = [*study.scores]
+        waiting = [*study.scores, *study.data]
         seen: dict[str, Job] = {}
         while waiting:
             job = waiting.pop()
@@ -256,6 +277,8 @@ class Plan:
 
     def _plan_study(self, name: str) -> StudyPlan:
         expander = Expander(name, self.settings)
+        if expander.study.kind != "table":
+            return self._plan_description(expander)
         runs = list(expander.runs())
         study = expander.study
         scores = [self.score(run, study.metric) for run in runs]
@@ -286,7 +309,63 @@ class Plan:
             study=name, title=study.title, note=study.note, gallery=self.main.report.gallery, table=table
         )
         report = self._add("report", page, {"figure": plot, "table": tabulate}, name, "report/.made")
-        return StudyPlan(name=name, runs=runs, scores=scores, tabulate=tabulate, plot=plot, report=report)
+        return StudyPlan(
+            name=name,
+            group=study.group,
+            runs=runs,
+            scores=scores,
+            tabulate=tabulate,
+            plot=plot,
+            report=report,
+        )
+
+    def _plan_description(self, expander: Expander) -> StudyPlan:
+        """A study that describes: its models, data sets and methods, and no runs."""
+        study, name = expander.study, expander.name
+        kind = import_module(f"peftbench.analysis.descriptions.{study.kind}")
+        spec = DescribeSpec(
+            study=name,
+            title=study.title,
+            kind=study.kind,
+            note=study.note,
+            models=[self._described_model(model, expander) for model in expander.axes.get("model", [])],
+            datasets=[self._described_dataset(dataset) for dataset in expander.axes.get("dataset", [])],
+            published_rows=self._published(name, study.published) if study.published else [],
+        )
+        data = [self.prepare(dataset.name) for dataset in spec.datasets] if kind.NEEDS == "data" else []
+        job = self._add("describe", spec, {}, name, "tables/.made")
+        return StudyPlan(name=name, group=study.group, runs=[], scores=[], describe=job, data=data)
+
+    def _described_model(self, name: str, expander: Expander) -> DescribedModel:
+        config = self.settings.model(name, expander.file)
+        training = expander.training_of(name)
+        return DescribedModel(
+            name=name,
+            title=config.title,
+            stands_for=config.stands_for or name,
+            seen_data=config.seen_data,
+            template=config.names.template,
+            precision=training.precision or config.precision,
+            training=msgspec.to_builtins(training),
+            methods={
+                method: self._settings(expander.method_settings(method, name))
+                for method in expander.axes.get("method", [])
+            },
+            architecture=config.architecture,
+        )
+
+    def _described_dataset(self, name: str) -> DescribedDataset:
+        config = self.settings.dataset(name, "a study")
+        return DescribedDataset(
+            name=name,
+            label=config.table_label,
+            stands_for=config.stands_for,
+            seen=config.seen,
+            metric=config.metric.name,
+            templates=config.prompt.templates,
+            max_new_tokens=config.decoding.max_new_tokens,
+            data=self.prepare(name).directory,
+        )
 
     def _add(
         self,
@@ -399,10 +478,7 @@ class Plan:
                 raise UserError(
                     f"{where}: {path} has no column {error}{did_you_mean(error.args[0], words)}"
                 ) from None
-            used = {
-                published.value,
-                *(column for text in published.columns.values() for column in _fields(text)),
-            }
+            used = {column for text in published.columns.values() for column in _fields(text)}
             own = {column: word for column, word in words.items() if column not in used}
             rows.append({**own, **named, **published.where, "score": value})
         return rows
@@ -412,16 +488,14 @@ def _fields(text: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(text) if name]
 
 
-VIEW_FILES = (
-    "tables/{}.csv",
-    "tables/{}.md",
-    "tables/{}.html",
-    "tables/{}.tex",
-    "figures/{}.png",
-    "figures/{}.svg",
-    "report/{}.html",
-)
-"""Files of a study with stable names, relative to the results folder."""
+TABLE_FILES = ("tables/{}.csv", "tables/{}.md", "tables/{}.html", "tables/{}.tex")
+VIEW_FILES = {
+    "tabulate": TABLE_FILES,
+    "plot": ("figures/{}.png", "figures/{}.svg"),
+    "report": ("report/{}.html",),
+    "describe": TABLE_FILES,
+}
+"""Stage of a view -> its files with stable names, relative to the results folder."""
 
 _NAMING = {
     "prepare": ("source",),
@@ -429,6 +503,7 @@ _NAMING = {
     "train": ("model", "method"),
     "predict": ("model", "method"),
     "score": ("metric",),
+    "describe": ("kind",),
 }
 """The fields of a spec that decide which modules its job loads by name (``peftbench.stages.components``)."""
 

@@ -29,6 +29,7 @@ RULES = {
     "tabulate": "tabulate_study",
     "plot": "plot_study",
     "report": "build_report",
+    "describe": "describe_study",
 }
 """Stage -> name of its rule and of its script in ``workflow/scripts``."""
 
@@ -43,6 +44,8 @@ def components(stage: str, spec: dict[str, Any], locate: Locate) -> Components:
         template = f"models/templates/{spec['model']['template']}.jinja"
         method = _module("method", f"peftbench.methods.{spec['method']}", locate)
         return (method, *_model_code(spec["model"], locate)), (template,)
+    if stage == "describe":
+        return (_module("kind of study", f"peftbench.analysis.descriptions.{spec['kind']}", locate),), ()
     if stage == "score":
         return (_module("metric", f"peftbench.metrics.{spec['metric']}", locate),), ()
     return (), ()

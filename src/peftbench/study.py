@@ -82,7 +82,9 @@ class Expander:
         self._check_names()
 
     def runs(self) -> Iterator[Run]:
-        """All runs of the grid in the order of the axes, the untuned base model after them."""
+        """All runs of the grid in the order of the axes, the untuned base model after them; none where it describes."""
+        if self.study.kind != "table":
+            return
         for axes in self.grids:
             for values in itertools.product(*axes.values()):
                 point = dict(zip(axes, values, strict=True))
@@ -159,6 +161,14 @@ class Expander:
             )
         return location
 
+    def training_of(self, model: str) -> Training:
+        """Settings of training of a model's runs, further axes left out."""
+        return self._training_of(model, {})
+
+    def method_settings(self, method: str, model: str) -> str:
+        """A method's settings on a model as canonical JSON, further axes left out."""
+        return self._method_settings(method_module(method), method, model, {})
+
     def _method_settings(self, module: ModuleType, method: str, model: str, further: dict[str, Any]) -> str:
         own = {}
         for axis, value in further.items():
@@ -198,7 +208,7 @@ class Expander:
         return self._training[cached]
 
     def _read_axes(self, given: dict[str, Any]) -> dict[str, list[Any]]:
-        for axis in REQUIRED:
+        for axis in REQUIRED if self.study.kind == "table" else ():
             if axis not in given:
                 raise UserError(f"{self.file}: axes: key {axis!r} is missing")
         lineup = self.settings.main.lineup
@@ -236,16 +246,17 @@ class Expander:
             raise UserError(f"{where}: {value!r} is not possible{expected}") from None
 
     def _check_names(self) -> None:
-        for model in self.axes["model"]:
+        for model in self.axes.get("model", []):
             self.settings.model(model, f"{self.file}: axes.model")
-        for dataset in self.axes["dataset"]:
-            if self.settings.dataset(dataset, f"{self.file}: axes.dataset").evaluation_only:
+        for dataset in self.axes.get("dataset", []):
+            loaded = self.settings.dataset(dataset, f"{self.file}: axes.dataset")
+            if loaded.evaluation_only and self.study.kind == "table":
                 raise UserError(
                     f"{self.file}: axes.dataset: {dataset} is for evaluation only: it has no training split"
                 )
         for target in self.axes.get("target", []):
             self.settings.dataset(target, f"{self.file}: axes.target")
-        for method in [*self.axes["method"], *self.study.methods]:
+        for method in [*self.axes.get("method", []), *self.study.methods]:
             self.settings.check_method(method, f"{self.file}: axes.method")
             if method == BASE:
                 raise UserError(
@@ -253,7 +264,7 @@ class Expander:
                 )
         for axes in self.grids:
             for axis in axes.keys() - COORDINATES.keys():
-                self._check_setting(axis, axes["method"])
+                self._check_setting(axis, axes.get("method", []))
         for key in [self.study.columns, *self.study.rows]:
             valid = {*self.axes, *COORDINATES, *DERIVED}
             if key not in valid:

@@ -1,7 +1,7 @@
-# Tables and figures: cheap views with stable names, one pair of rules per study. The marker carries the digest of what
-# they were made from, and the script removes the markers of other digests.
+# Tables and figures: cheap views with stable names, rules per study. The marker carries the digest of what they were made
+# from, and the script removes the markers of other digests.
 
-for study in STUDIES:
+for study in filter(lambda study: study.tabulate, STUDIES):
 
     rule:
         name:
@@ -51,4 +51,33 @@ for study in STUDIES:
             f"Plotting {study.name}"
         shell:
             "plot_study.py --ticket {params.ticket:q} --output {output.marker:q}"
+            " --execution {resources.execution:q} --log {log:q}"
+
+
+for study in filter(lambda study: study.describe, STUDIES):
+
+    rule:
+        name:
+            f"describe_study_{study.name}"
+        input:
+            ancient(PLAN.scores(study)),
+        output:
+            csv=f"<results>/tables/{study.name}.csv",
+            md=f"<results>/tables/{study.name}.md",
+            html=f"<results>/tables/{study.name}.html",
+            tex=f"<results>/tables/{study.name}.tex",
+            marker=PLAN.marker(study.describe),
+        log:
+            f"<logs>/describe_study/{study.name}.log",
+        localrule: True
+        conda:
+            "../../envs/environment.yaml"
+        resources:
+            execution=PLAN.execution(study.describe),
+        params:
+            ticket=PLAN.ticket_file(study.describe),
+        message:
+            f"Describing {study.name}"
+        shell:
+            "describe_study.py --ticket {params.ticket:q} --output {output.marker:q}"
             " --execution {resources.execution:q} --log {log:q}"

@@ -1,6 +1,6 @@
 # Pages, and the targets by which studies are asked for: "snakemake <study>".
 
-for study in STUDIES:
+for study in filter(lambda study: study.report, STUDIES):
 
     rule:
         name:
@@ -26,9 +26,34 @@ for study in STUDIES:
             "build_report.py --ticket {params.ticket:q} --output {output.marker:q}"
             " --execution {resources.execution:q} --log {log:q}"
 
+
+for study in STUDIES:
+
     rule:
         name:
             study.name
         input:
             ancient(PLAN.targets(study)),
+        localrule: True
+
+
+# Groups of studies: "snakemake paper" makes every table and figure of the paper.
+for group in sorted({study.group for study in STUDIES if study.group}):
+
+    rule:
+        name:
+            group
+        input:
+            [ancient(PLAN.targets(study)) for study in STUDIES if study.group == group],
+        localrule: True
+
+    rule:
+        name:
+            f"prefetch_{group}"
+        input:
+            [
+                ancient(PLAN.retrievals(study))
+                for study in STUDIES
+                if study.group == group
+            ],
         localrule: True
