@@ -3,15 +3,16 @@
     python benchmarks/metrics.py                 # the sizes of VQAv2 val and Flickr30k: about ten minutes
     python benchmarks/metrics.py --scale 0.05    # a look
 
-Each job runs in a process of its own; ratios are of CPU seconds, those of Java and other children included. The *job*
-is the evaluation itself, from the first file read to the last score; *process* adds the start of Python and all
-imports (for ours, numba's compiled kernels too). Of our runs the cheapest of a few counts, of the official ones the
-only one. Memory is the peak resident set of the process, without Java's.
+Each job runs in a process of its own, on one thread; ratios are of CPU seconds, those of Java and other children
+included. The *job* is the evaluation itself, from the first file read to the last score; *process* adds the start of
+Python and all imports (for ours, numba's compiled kernels too). Of our runs the cheapest of a few counts, of the
+official ones the only one. Memory is the peak resident set of the process, without Java's.
 
 What "official" is: pycocoevalcap 1.2 itself for captions. VQAEval is not on PyPI: the plain restatement in
 ``plain_vqa.py`` stands for it, which takes the same steps in the same way (its cost per question is that known for the
 original). Inputs are made up in the style and the proportions of the real files, byte for byte the same for both
-sides. Ours computes all five variants of the VQA-score, and the standard errors, in the time given.
+sides. Ours computes all five variants of the VQA-score, and the standard errors, in the time given; a last job, not
+timed, compares all variants with their restatements in every bit, on a tenth of the questions.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from metric_inputs import make_captions, make_vqa
 
 HERE = Path(__file__).parent
 SMALL_MEGABYTES = 500
+CHECKED_EVERY = 10
+"""Every so many questions, all variants are compared with the plain restatements."""
 
 
 def read_captions(folder: Path) -> tuple[list[list[str]], list[str]]:
@@ -82,6 +85,29 @@ def vqa_ours(folder: Path) -> Callable[[], Any]:
         settings = vqa_score.Settings(variant="official")
         result = vqa_score.score_compiled(ordered, references, settings, columns=False)
         return [result.extra["rounded"]["official"], result.per_example]
+
+    return job
+
+
+def vqa_variants(folder: Path) -> Callable[[], Any]:
+    """Variants that are not bit for bit those of the plain restatements, scored by the references kept."""
+    from peftbench.metrics._formats import read_predictions
+    from peftbench.metrics._vqa_refs import load_references
+    from peftbench.metrics.vqa_score import variant_accuracies
+    from plain_vqa import VARIANTS
+
+    def job() -> Any:
+        _, predictions = read_predictions(folder / "results.json")
+        found = variant_accuracies(predictions, load_references(folder / "annotations.json"))
+        rows = json.loads((folder / "annotations.json").read_text())["annotations"]
+        wrong = set()
+        for place in range(0, len(rows), CHECKED_EVERY):
+            answers = [row["answer"] for row in rows[place]["answers"]]
+            for name, plain in VARIANTS.items():
+                accuracies = found[name]
+                if accuracies is None or accuracies[place] != plain(answers, predictions[place]):
+                    wrong.add(name)
+        return sorted(wrong)
 
     return job
 
@@ -168,7 +194,15 @@ def load_kernels() -> None:
 
 JOBS: dict[str, Callable[[Path], Callable[[], Any]]] = {
     job.__name__: job
-    for job in (vqa_official, vqa_ours, cider_official, cider_ours, captions_official, captions_ours)
+    for job in (
+        vqa_official,
+        vqa_ours,
+        vqa_variants,
+        cider_official,
+        cider_ours,
+        captions_official,
+        captions_ours,
+    )
 }
 
 
@@ -214,7 +248,8 @@ def run_here(name: str, folder: Path, target: Path) -> None:
 def run_job(name: str, folder: Path, cache: str) -> dict[str, Any]:
     """Run one job in a process of its own; its cost, with that of the whole process."""
     target = folder / f"{name}.out.json"
-    environment = {**os.environ, "PEFTBENCH_CACHE": cache, "PYTHONPATH": str(HERE)}
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    environment = {**os.environ, **one_thread, "PEFTBENCH_CACHE": cache, "PYTHONPATH": str(HERE)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # imports are compiled once, as on any machine
     command = [sys.executable, __file__, "--job", name, "--folder", str(folder), "--target", str(target)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -305,10 +340,14 @@ def compare_vqa(folder: Path, questions: int, repeats: int) -> list[bool]:
     cold = min(colds, key=lambda found: found["cpu"])
     warm = best("vqa_ours", folder, str(folder / "cold0"), repeats)
     title = f"VQA-score {questions}"
-    return [
+    met = [
         report(f"{title}, cold", official, cold, 25, 2),
         report(f"{title}, references seen", official, warm, 150, 2),
     ]
+    wrong = run_job("vqa_variants", folder, str(folder / "cold0"))["scores"]
+    verdict = f"NO ({', '.join(wrong)})" if wrong else "yes"
+    print(f"  all variants, every {CHECKED_EVERY}th question, equal in every bit: {verdict}", flush=True)
+    return [*met, not wrong]
 
 
 def compare_captions(folder: Path, sizes: list[int], repeats: int) -> list[bool]:

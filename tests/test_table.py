@@ -13,7 +13,7 @@ from fake_store import FakeStore, coin, example, score_facts, table_spec
 from peftbench.analysis.grid import Grid, GridRow, build_grid
 from peftbench.analysis.outcomes import Estimate, average, over_seeds, read_outcomes
 from peftbench.analysis.render import legend, number, to_html, to_latex, to_markdown
-from peftbench.analysis.table import MEASURED, long_frame, read_long, tabulate_study
+from peftbench.analysis.table import MEASURED, items_of, long_frame, read_long, tabulate_study
 from peftbench.errors import UserError
 from peftbench.views import TabulateSpec
 
@@ -395,3 +395,26 @@ def test_a_store_of_real_scores_has_their_mean(store: FakeStore) -> None:
     assert outcome.estimate is not None and outcome.estimate.value == score_facts(scores)["value"]
     record = json.loads((store.root / cell.scores / "record.json").read_text())
     assert outcome.digest == record["digest"] == cell.scores[-16:]
+
+
+def test_ties_with_the_best_are_tested_in_pairs_where_items_are_there(store: FakeStore) -> None:
+    base = coin(0.5, N, 4)
+    lifted = [i for i, score in enumerate(base) if score == 0][:6]
+    better = [100.0 if i in lifted else score for i, score in enumerate(base)]  # never worse than base
+    other = coin(0.5, N, 9)
+    scores = {"lora": better, "ia3": base, "prefix": other}
+    cells = [
+        run(store, dataset, method, scores=values, facts=score_facts(values))
+        for dataset in ("alpha", "beta")
+        for method, values in scores.items()
+    ]
+    spec = table_spec(cells, averages=["all"])
+    outcomes = read_outcomes(spec, store.root)
+    grid = build_grid(spec, outcomes, items_of(store.root))
+    marks = {row.name.split(",")[0]: [c.best for c in (*row.cells, *row.averages)] for row in grid.rows}
+    assert marks["LoRA"] == [True] * 3
+    assert marks["IA3"] == [False] * 3  # though inside the interval of the best
+    assert "paired bootstrap" in legend(grid)
+    plain = build_grid(spec, outcomes)
+    assert next(row for row in plain.rows if row.name.startswith("IA3")).cells[0].best
+    assert "95 % interval" in legend(plain) and "paired" not in legend(plain)

@@ -269,6 +269,14 @@ def is_module(kind: str, name: str) -> bool:
     return any(isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == _DECLARES[kind] for n in body)
 
 
+@functools.cache
+def needs_judge(metric: str) -> bool:
+    """Whether a metric declares ``NEEDS_JUDGE``: it scores what a judge says of the answers."""
+    body = ast.parse((Path(__file__).parent / "metrics" / f"{metric}.py").read_bytes()).body
+    names = [ast.unparse(node.targets[0]) for node in body if isinstance(node, ast.Assign)]
+    return "NEEDS_JUDGE" in names
+
+
 def merge(into: dict[str, Any], overlay: dict[str, Any]) -> None:
     """Update nested mappings as Snakemake merges configuration files: mappings merge, all else replaces."""
     for key, value in overlay.items():

@@ -84,6 +84,28 @@ class Identity(Config, frozen=True, kw_only=True):
     """Part of the version that counts: with minor, 2.13.0 and 2.13.1 are the same, 2.14.0 is not."""
 
 
+class Judge(Config, frozen=True, kw_only=True):
+    """Who rates the answers that no rule can score (MMHal-Bench). Its key is no setting: see ``execution``."""
+
+    kind: Name = "endpoint"
+    """A module of ``peftbench.judging``: ``endpoint``, a chat-completions service; ``local``, a model of ours;
+    ``facts``, a rule for pictures whose contents are known."""
+    base_url: str = "https://api.openai.com/v1"
+    """Of an endpoint: the address before ``/chat/completions``."""
+    model: str = "gpt-4o-2024-11-20"
+    """Of an endpoint: its model, a dated one. Of a local judge: a file of ``config/models``, without suffix."""
+    temperature: NonNegativeFloat | None = 0.0
+    """Of an endpoint; null: not sent."""
+    parameters: dict[str, Any] = {}
+    """Of an endpoint: further fields of its requests, such as ``seed``."""
+    prompt_file: str = ""
+    """A text file with the judge's prompt; empty: our own, ``src/peftbench/metrics/scales/<metric>.txt``."""
+    max_tokens: PositiveInt = 512
+    """Of one reply."""
+    tolerated: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+    """Share of judgements that may fail; they never get a score."""
+
+
 class Report(Config, frozen=True, kw_only=True):
     """What the page of a study shows."""
 
@@ -114,6 +136,8 @@ class MainConfig(Config, frozen=True, kw_only=True):
     """Which package versions make another result."""
     report: Report = Report()
     """Contents of the page."""
+    judge: Judge = Judge()
+    """Who rates answers where a metric needs a judge."""
     execution: Execution = Execution()
     """How jobs run: nothing here changes a result's identity, so nothing here causes reruns."""
 
@@ -203,6 +227,8 @@ class Published(Config, frozen=True, kw_only=True):
     called as its axis needs no entry."""
     values: dict[str, dict[str, Any]] = {}
     """Column of the file -> word there -> word here."""
+    scale: dict[str, float] = {}
+    """Word of a row -> factor on its value, where the file counts otherwise (0.7 for our 70)."""
     where: dict[str, str] = {}
     """Axes that all values of the file share: the model of a table about one model."""
 

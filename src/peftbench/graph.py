@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
-from peftbench.config import Settings
+from peftbench.config import Settings, needs_judge
 from peftbench.config_types import Metric, ModelConfig, Published
 from peftbench.errors import UserError, did_you_mean
 from peftbench.fingerprint import Fingerprinter, default_fingerprinter, with_versions
@@ -20,6 +20,7 @@ from peftbench.spec import (
     BaseSpec,
     Decoding,
     Execution,
+    JudgeSpec,
     PredictSpec,
     PrepareSpec,
     ScoreSpec,
@@ -269,11 +270,54 @@ class Plan:
         """Scores of the answers, by the metric of their data set or by another one."""
         metric = metric or self.settings.dataset(run.target, "a study").metric
         predictions = self.predict(run)
-        inputs = {"data": self.prepare(run.target), "predictions": predictions}
+        read = self.judge(run, metric.name) if needs_judge(metric.name) else predictions
+        inputs = {"data": self.prepare(run.target), "predictions": read}
         spec = ScoreSpec(metric=metric.name, settings=metric.settings)
         return self._add(
             "score", spec, inputs, predictions.label, f"{predictions.directory}/scores-{{digest}}"
         )
+
+    def judge(self, run: Run, scale: str) -> Job:
+        """Judgements of the answers, on the scale of a metric."""
+        predictions = self.predict(run)
+        inputs = {"data": self.prepare(run.target), "predictions": predictions}
+        spec, names = self._judge_spec(scale)
+        if names:
+            inputs["judge"] = self.build(names)
+        place = f"{predictions.directory}/judgements-{{digest}}"
+        return self._add("judge", spec, inputs, predictions.label, place)
+
+    @functools.cache  # noqa: B019
+    def _judge_spec(self, scale: str) -> tuple[JudgeSpec, str]:
+        """What the judge is asked, and the model that it is, where it is one of ours."""
+        judge, where = self.main.judge, "config/config.yaml: judge"
+        local = judge.model if judge.kind == "local" else ""
+        model = self.settings.model(local, where) if local else None
+        try:
+            read = import_module("peftbench.judging.prompt").read_prompt
+            prompt = read(scale, self.settings.root / judge.prompt_file if judge.prompt_file else None)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        endpoint = judge.kind == "endpoint"
+        spec = JudgeSpec(
+            kind=judge.kind,  # type: ignore[arg-type] # checked by the stage's components
+            scale=scale,
+            prompt=prompt,
+            max_tokens=judge.max_tokens,
+            tolerated=judge.tolerated,
+            base_url=judge.base_url if endpoint else "",
+            model=judge.model if endpoint else "",
+            temperature=judge.temperature if endpoint else None,
+            parameters=judge.parameters if endpoint else {},
+            precision=model.precision if model else "fp32",
+            names=model.names if model else None,
+        )
+        if endpoint:
+            try:
+                import_module("peftbench.judging.endpoint").check(spec)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+        return spec, local
 
     def _plan_study(self, name: str) -> StudyPlan:
         expander = Expander(name, self.settings)
@@ -480,6 +524,9 @@ class Plan:
                 ) from None
             used = {column for text in published.columns.values() for column in _fields(text)}
             own = {column: word for column, word in words.items() if column not in used}
+            factor = next((f for word, f in published.scale.items() if word in line.values()), None)
+            if factor is not None:
+                value = f"{float(value) * factor:g}"
             rows.append({**own, **named, **published.where, "score": value})
         return rows
 
@@ -504,6 +551,7 @@ _NAMING = {
     "predict": ("model", "method"),
     "score": ("metric",),
     "describe": ("kind",),
+    "judge": ("kind", "scale", "names"),
 }
 """The fields of a spec that decide which modules its job loads by name (``peftbench.stages.components``)."""
 

@@ -25,6 +25,7 @@ RULES = {
     "build": "build_base_model",
     "train": "train_adapter",
     "predict": "generate_predictions",
+    "judge": "judge_predictions",
     "score": "score_predictions",
     "tabulate": "tabulate_study",
     "plot": "plot_study",
@@ -44,6 +45,12 @@ def components(stage: str, spec: dict[str, Any], locate: Locate) -> Components:
         template = f"models/templates/{spec['model']['template']}.jinja"
         method = _module("method", f"peftbench.methods.{spec['method']}", locate)
         return (method, *_model_code(spec["model"], locate)), (template,)
+    if stage == "judge":
+        judge = _module("judge", f"peftbench.judging.{spec['kind']}", locate)
+        scale = _module("scale", f"peftbench.metrics.scales.{spec['scale']}", locate)
+        names = spec.get("names")
+        templates = (f"models/templates/{names['template']}.jinja",) if names else ()
+        return (judge, scale, *_model_code(names, locate)), templates
     if stage == "describe":
         return (_module("kind of study", f"peftbench.analysis.descriptions.{spec['kind']}", locate),), ()
     if stage == "score":

@@ -1,6 +1,7 @@
 """Studies: the grid of a table, expanded to runs with every setting written out."""
 
 import itertools
+import json
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
@@ -109,16 +110,17 @@ class Expander:
         further = {axis: value for axis, value in point.items() if axis not in COORDINATES}
         module = method_module(method)
         training = self._training_of(point["model"], further)
+        settings = self._method_settings(module, method, point["model"], further)
         return Run(
             model=point["model"],
             dataset=point["dataset"],
             target=point.get("target", point["dataset"]),
             method=method,
             connector="frozen" if method == BASE else point.get("connector", "tuned"),
-            location=self._location(module, method, point.get("location", "default")),
+            location=self._location(module, method, point.get("location", "default"), settings),
             train_size=self._train_size(point),
             seed=point["seed"],
-            settings=self._method_settings(module, method, point["model"], further),
+            settings=settings,
             training=training,
             vision="frozen" if method == BASE else point.get("vision", "frozen"),
             epoch="last" if method == BASE else self._epoch(point.get("epoch", "last"), training),
@@ -151,9 +153,12 @@ class Expander:
             )
         return size
 
-    def _location(self, module: ModuleType, method: str, location: Any) -> Any:
+    def _location(self, module: ModuleType, method: str, location: Any, settings: str) -> Any:
         if location == "default":
-            return module.DEFAULT_LOCATION
+            given = json.loads(settings)
+            # Layers that a setting names are no place with a name.
+            named = any(given.get(key) is not None for key in getattr(module, "LEAF_SETTINGS", ()))
+            return "default" if named else module.DEFAULT_LOCATION
         if location not in module.LOCATIONS:
             raise UserError(
                 f"{self.file}: axes.location: {method} cannot stand at {location!r}, only at "

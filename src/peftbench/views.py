@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import field
 
+from peftbench.claims_types import Claims
 from peftbench.spec import Connector, Location, Name, NonNegativeInt, Spec, TrainSize
 
 FINGERPRINT_EXEMPT = "only types: what a job is given stands in its spec in full, defaults written out"
@@ -101,5 +102,66 @@ class ReportSpec(Spec, frozen=True, kw_only=True):
     table: TabulateSpec
 
 
-VIEWS: dict[str, type[Spec]] = {"tabulate": TabulateSpec, "plot": PlotSpec, "report": ReportSpec}
+class ClaimsSpec(Spec, frozen=True, kw_only=True):
+    """What the paper claims, and the numbers to hold against it."""
+
+    claims: Claims
+    """As read from ``config/claims.yaml``."""
+    studies: list[TabulateSpec]
+    """The studies that exist of those that the claims name."""
+    published: dict[str, list[dict[str, str]]]
+    """The published tables that the claims name, by file name without suffix: one mapping per line."""
+
+
+class DescribedModel(Spec, frozen=True, kw_only=True):
+    """A model as tables describe it."""
+
+    name: Name
+    title: str
+    stands_for: str
+    seen_data: dict[str, list[str]]
+    """Phase of its making -> data sets."""
+    template: str
+    precision: str
+    training: dict[str, Any]
+    """Settings of training of its runs."""
+    methods: dict[str, dict[str, Any]]
+    """Settings of each method on it."""
+    architecture: str
+    """File with its full-size configuration; empty: none."""
+
+
+class DescribedDataset(Spec, frozen=True, kw_only=True):
+    """A data set as tables describe it."""
+
+    name: Name
+    label: str
+    stands_for: str
+    seen: bool
+    metric: Name
+    templates: list[str]
+    max_new_tokens: int
+    data: str
+    """Folder of the prepared data, relative to the results."""
+
+
+class DescribeSpec(Spec, frozen=True, kw_only=True):
+    """A table that describes a study; its rows come from the module of its kind."""
+
+    study: Name
+    title: str
+    kind: Name
+    note: str
+    models: list[DescribedModel]
+    datasets: list[DescribedDataset]
+    published_rows: list[dict[str, str]]
+
+
+VIEWS: dict[str, type[Spec]] = {
+    "tabulate": TabulateSpec,
+    "plot": PlotSpec,
+    "report": ReportSpec,
+    "describe": DescribeSpec,
+    "claims": ClaimsSpec,
+}
 """Stage -> type of its spec."""

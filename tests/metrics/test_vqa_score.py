@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +11,7 @@ import plain_vqa
 from peftbench.errors import UserError
 from peftbench.metrics import _vqa_text as text
 from peftbench.metrics import vqa_score
-from peftbench.metrics._vqa_refs import compile_answers
+from peftbench.metrics._vqa_refs import compile_answers, load_references
 
 # Values observed by running each public evaluator: prediction, main answer and its copies (filled up to ten
 # with answers that nobody else gave), and the scores by variant.
@@ -103,7 +105,7 @@ def test_one_of_160_rounds_as_python_does() -> None:
     ],
 )
 def test_official_normalisation(raw: str, normal: str) -> None:
-    assert text.normalise(raw) == normal
+    assert text.all_forms([raw])["normalised"] == [normal]
     assert (
         plain_vqa.map_words(plain_vqa.strip_marks(plain_vqa.clean(raw), plain_vqa.COMMA_OFFICIAL)) == normal
     )
@@ -125,10 +127,15 @@ PHRASES = st.tuples(st.sampled_from(["", " "]), st.lists(PIECES, max_size=5)).ma
     lambda pair: pair[0].join(pair[1])
 )
 TEXTS = st.one_of(PHRASES, st.text(max_size=12), st.just("yes" * 3334))
+MARKED = st.text(alphabet=" a2,.!-?'T\0\n", max_size=50)
 ANSWERS = st.lists(PHRASES, min_size=1, max_size=3).flatmap(
     lambda pool: st.lists(st.sampled_from(pool), min_size=10, max_size=10)
 )
-MANY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 
 
 @MANY
@@ -143,6 +150,47 @@ def test_every_variant_equals_its_public_evaluator_in_every_bit(rows: list[tuple
         assert accuracies.tolist() == [
             plain(list(texts), guess) for texts, guess in zip(answers, predictions, strict=True)
         ]
+
+
+@MANY
+@given(st.lists(st.one_of(TEXTS, MARKED), max_size=12))
+def test_forms_of_many_texts_at_once_are_those_of_each(raws: list[str]) -> None:
+    def stripped(raw: str) -> str:
+        return plain_vqa.strip_marks(raw, plain_vqa.COMMA_OFFICIAL)
+
+    def normal(raw: str) -> str:
+        return plain_vqa.map_words(stripped(plain_vqa.clean(raw)))
+
+    submitted = [plain_vqa.evalai_processor(raw) for raw in raws]
+    assert text.all_forms(raws) == {
+        "raw": raws,
+        "cleaned": [plain_vqa.clean(raw) for raw in raws],
+        "normalised": [normal(raw) for raw in raws],
+        "submitted": submitted,
+        "resubmitted": [normal(raw) for raw in submitted],
+        "stripped": [stripped(raw) for raw in raws],
+    }
+
+
+@MANY
+@given(st.lists(st.tuples(TEXTS, st.lists(PHRASES, min_size=1, max_size=12)), min_size=1, max_size=8))
+def test_kept_references_score_as_new_ones(own_cache: Path, rows: list[tuple[str, list[str]]]) -> None:
+    rows = [row for row in rows if "\ud800" not in "".join(row[1])]
+    if not rows:
+        return
+    predictions = [prediction for prediction, _ in rows]
+    answers = [{"id": number, "answers": texts} for number, (_, texts) in enumerate(rows)]
+    path = own_cache / "references.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in answers))
+    new, kept = load_references(path), load_references(path)
+    assert not kept.groups[0].rows.flags.writeable  # it lies in the file
+    for name, accuracies in vqa_score.variant_accuracies(predictions, kept).items():
+        again = vqa_score.variant_accuracies(predictions, new)[name]
+        assert (accuracies is None) == (again is None)
+        if accuracies is not None and again is not None:
+            plain = plain_vqa.VARIANTS[name]
+            assert accuracies.tolist() == again.tolist()
+            assert accuracies.tolist() == [plain(list(texts), guess) for guess, texts in rows]
 
 
 @MANY

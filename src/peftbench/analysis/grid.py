@@ -1,6 +1,6 @@
 """A table as people read it: rows by columns, seeds merged, averages added, the best of each block marked."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -15,12 +15,18 @@ from peftbench.analysis.outcomes import (
     coordinates,
     over_seeds,
 )
+from peftbench.analysis.statistics.items import Items
+from peftbench.analysis.statistics.items import over_seeds as items_over_seeds
+from peftbench.analysis.statistics.result import NotComputable
+from peftbench.analysis.statistics.ties import Ties, tied_with_best
 from peftbench.analysis.style import UNTUNED, axis_title, method_title, variant_title
 from peftbench.errors import UserError
 from peftbench.views import TabulateSpec
 
 AVERAGES = {"all": "Average", "seen": "Avg. seen", "unseen": "Avg. unseen"}
 NO_VALUE = "–"
+ReadItems = Callable[[Outcome], Items | NotComputable]
+"""Gives the scores per test item of a run."""
 
 
 class GridCell(Struct, frozen=True, kw_only=True):
@@ -32,7 +38,10 @@ class GridCell(Struct, frozen=True, kw_only=True):
     higher_is_better: bool = True
     published: float | None = None
     best: bool = False
-    """The best of its block and column, or within the best one's interval."""
+    """The best of its block and column, or not told from it: by the paired bootstrap over test items where
+    ``items`` are there, else because it lies within the best one's interval."""
+    items: list[Items] = []
+    """Scores per test item: of one test set, or of those that an average is over; empty where not known."""
     against_base: Literal["", "better", "worse"] = ""
     """Whether its interval lies wholly on one side of that of the untuned base model."""
 
@@ -79,6 +88,8 @@ class Grid(Struct, frozen=True, kw_only=True):
     columns: list[Column]
     averages: list[Column]
     blocks: list[Block]
+    paired: bool = False
+    """Whether marks come from the paired bootstrap wherever items can be compared."""
 
     @property
     def rows(self) -> list[GridRow]:
@@ -90,8 +101,8 @@ class Grid(Struct, frozen=True, kw_only=True):
         return sum(cell.status == status for row in self.rows for cell in row.cells)
 
 
-def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome]) -> Grid:
-    """Lay out the outcomes of a study as its spec says.
+def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome], read_items: ReadItems | None = None) -> Grid:
+    """Lay out the outcomes of a study as its spec says; with ``read_items``, ties with the best are tested.
 
     Raises ``UserError`` where runs that differ in more than their seed fall into one place of the table.
     """
@@ -118,7 +129,7 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome]) -> Grid:
     averages = _averages(spec, columns)
     rows = []
     for key in keys:
-        cells = [_place(spec, outcomes, placed[key].get(column, [])) for column in columns]
+        cells = [_place(spec, outcomes, placed[key].get(column, []), read_items) for column in columns]
         means = [_mean([cells[i] for i in chosen]) for _, chosen in averages]
         labels = _labels(spec, key, untuned[key])
         name = _name(spec, key, labels)
@@ -129,6 +140,7 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome]) -> Grid:
         columns=headings,
         averages=[column for column, _ in averages],
         blocks=_blocks(spec, keys, rows),
+        paired=read_items is not None,
     )
 
 
@@ -217,7 +229,9 @@ def _averages(spec: TabulateSpec, columns: Sequence[Any]) -> list[tuple[Column, 
     return found
 
 
-def _place(spec: TabulateSpec, outcomes: Sequence[Outcome], indices: Sequence[int]) -> GridCell:
+def _place(
+    spec: TabulateSpec, outcomes: Sequence[Outcome], indices: Sequence[int], read_items: ReadItems | None
+) -> GridCell:
     """The runs of one place as one cell: the mean over seeds, or what went wrong with one of them."""
     if not indices:
         return GridCell(status="missing", reason="not part of the study")
@@ -236,7 +250,13 @@ def _place(spec: TabulateSpec, outcomes: Sequence[Outcome], indices: Sequence[in
         estimate=over_seeds([o.estimate for o in here if o.estimate]),
         higher_is_better=here[0].higher_is_better,
         published=published,
+        items=_items(here, read_items),
     )
+
+
+def _items(here: Sequence[Outcome], read_items: ReadItems | None) -> list[Items]:
+    found = items_over_seeds([read_items(outcome) for outcome in here]) if read_items else None
+    return [found] if isinstance(found, Items) else []
 
 
 def _check_seeds_only(spec: TabulateSpec, here: Sequence[Outcome]) -> None:
@@ -268,6 +288,7 @@ def _mean(cells: Sequence[GridCell]) -> GridCell:
         estimate=average(estimates),
         higher_is_better=cells[0].higher_is_better,
         published=sum(known) / len(known) if len(known) == len(cells) else None,
+        items=[items for cell in cells for items in cell.items] if all(c.items for c in cells) else [],
     )
 
 
@@ -289,8 +310,8 @@ def _marked(rows: list[GridRow]) -> list[GridRow]:
     marked = []
     for place, column in enumerate(columns):
         reference = None if base is None else [*base.cells, *base.averages][place]
-        best = _best(column)
-        marked.append([_mark(cell, best, reference) for cell in column])
+        ties = _ties(column)
+        marked.append([_mark(cell, tied, reference) for cell, tied in zip(column, ties, strict=True)])
     return [
         msgspec.structs.replace(
             row, cells=[c[i] for c in marked[:width]], averages=[c[i] for c in marked[width:]]
@@ -299,19 +320,31 @@ def _marked(rows: list[GridRow]) -> list[GridRow]:
     ]
 
 
-def _best(column: Sequence[GridCell]) -> Estimate | None:
-    """The best estimate of a column; None where there is nothing to compare."""
-    scored = [(cell.estimate, cell.higher_is_better) for cell in column if cell.estimate]
+def _ties(column: Sequence[GridCell]) -> list[bool]:
+    """Which cells of a column are the best or not told from it; none where there is nothing to compare."""
+    scored = [i for i, cell in enumerate(column) if cell.estimate]
+    ties = [False] * len(column)
     if len(scored) < 2:
-        return None
-    return max(scored, key=lambda pair: pair[0].value if pair[1] else -pair[0].value)[0]
+        return ties
+    higher = column[scored[0]].higher_is_better
+    tested: Ties | NotComputable = NotComputable("no scores per test item")
+    if all(column[i].items for i in scored):
+        tested = tied_with_best([column[i].items for i in scored], higher_is_better=higher)
+    if isinstance(tested, Ties):
+        for i, tied in zip(scored, tested.tied, strict=True):
+            ties[i] = tied
+        return ties
+    estimates = {i: estimate for i in scored if (estimate := column[i].estimate)}
+    best = max(estimates.values(), key=lambda e: e.value if higher else -e.value)
+    for i, mine in estimates.items():
+        ties[i] = best.low <= mine.value <= best.high or mine.value == best.value
+    return ties
 
 
-def _mark(cell: GridCell, best: Estimate | None, reference: GridCell | None) -> GridCell:
+def _mark(cell: GridCell, tied: bool, reference: GridCell | None) -> GridCell:
     mine = cell.estimate
     if mine is None:
         return cell
-    tied = best is not None and (best.low <= mine.value <= best.high or mine.value == best.value)
     side: Literal["", "better", "worse"] = ""
     if reference is not None and reference.estimate is not None and reference is not cell:
         if mine.low > reference.estimate.high:

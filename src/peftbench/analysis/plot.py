@@ -1,40 +1,21 @@
-"""The figure of a study: a panel per data set, a line per method, a dot with its 95 % interval per variant.
+"""The figure of a study: what it shows is for the module of its kind, here it is chosen, drawn and written.
 
-Equal tables give equal bytes: no dates, fixed ids, the font that matplotlib brings.
+Equal tables and logs give equal bytes: no dates, fixed ids, the font that matplotlib brings.
 """
 
-import math
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peftbench.analysis.dots import Dot, Panel, figure_data
-from peftbench.analysis.dots import Figure as Data
-from peftbench.analysis.style import (
-    INK,
-    MUTED,
-    RULE,
-    SERIES,
-    SURFACE,
-    UNTUNED_TITLE,
-    colour_index,
-    method_title,
-)
+from peftbench.analysis import figures
+from peftbench.analysis.figures._sheet import Context
+from peftbench.analysis.style import INK, MUTED, RULE
 from peftbench.analysis.table import read_long
 from peftbench.canonical import file_sha256
+from peftbench.errors import UserError, did_you_mean
 from peftbench.store import atomic_write
 from peftbench.views import PlotSpec
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-COLUMNS = 5
-"""Panels beside each other."""
-PANEL_WIDTH = 2.0
-DOT_HEIGHT = 0.165
-"""Inches between the dots of one method."""
-MARKERS = ("o", "o", "s", "s", "D", "D", "^", "^", "v", "v")
-"""By variant; every second one is drawn open."""
 RC = {
     "svg.hashsalt": "peftbench",
     "svg.fonttype": "path",
@@ -48,198 +29,38 @@ RC = {
 }
 
 
-def plot_study(spec: PlotSpec, table: Path, out_dir: Path) -> dict[str, Any]:
-    """Draw the long table ``table`` as ``<study>.png`` and ``<study>.svg``; return facts for the marker."""
+def plot_study(spec: PlotSpec, table: Path, out_dir: Path, results: Path | None = None) -> dict[str, Any]:
+    """Draw the long table ``table`` as ``<study>.png`` and ``<study>.svg``; return facts for the marker.
+
+    ``results`` is the results folder, which the table's column ``scores`` is relative to; without it, the one
+    whose ``tables`` the table lies in. Raises ``UserError`` for a table that cannot be read and for a kind of
+    figure that there is not; runs without results are said so on the figure.
+    """
     import matplotlib
 
-    data = figure_data(read_long(table))
+    draw = _kind(spec.kind)
+    frame = read_long(table)
+    context = Context(title=spec.title, results=results or table.parent.parent)
     with matplotlib.rc_context(RC):
-        figure = draw(data, spec.title)
+        figure = draw(frame, context)
         files = {kind: out_dir / f"{spec.study}.{kind}" for kind in ("png", "svg")}
         metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
         for kind, path in files.items():
             atomic_write(
                 path,
-                lambda temporary, kind=kind: figure.savefig(  # type: ignore[misc]
+                lambda temporary, kind=kind: figure.savefig(
                     temporary, format=kind, dpi=160, metadata=metadata[kind]
                 ),
             )
     return {
-        "panels": len(data.panels),
+        "panels": len(figure.axes),
         "outputs": {path.name: file_sha256(path) for path in files.values()},
     }
 
 
-def draw(data: Data, title: str) -> "Figure":
-    """The figure; to be called and saved inside ``rc_context(RC)``."""
-    from matplotlib.figure import Figure
-
-    per_model = max((_rows(data, model) for model in data.models), default=1)
-    columns = min(COLUMNS, max((_count(data, model) for model in data.models), default=1))
-    body = max(1.0, _span(data) * DOT_HEIGHT)
-    panel_height = body + 0.8
-    head = 0.62
-    gap = 0.3 if len(data.models) > 1 else 0.0
-    height = head + len(data.models) * (per_model * panel_height + gap)
-    labels = max((len(method_title(name)) for name in data.methods), default=0)
-    left = 0.35 + 0.075 * labels
-    width = max(6.0, left + columns * PANEL_WIDTH + 0.15)
-    figure = Figure(figsize=(width, height), facecolor=SURFACE)
-    figure.text(0.15 / width, 1 - 0.2 / height, title, fontsize=11.5, fontweight="bold", va="top")
-    _legend(figure, data, 0.15 / width, 1 - 0.47 / height)
-    top = head
-    for model in data.models:
-        if len(data.models) > 1:
-            figure.text(
-                0.15 / width, 1 - (top + 0.08) / height, model, fontsize=10, fontweight="bold", va="top"
-            )
-            top += gap
-        panels = [panel for panel in data.panels if panel.model == model]
-        for place, panel in enumerate(panels):
-            row, column = divmod(place, columns)
-            x = left + column * PANEL_WIDTH
-            y = top + row * panel_height + 0.42
-            area = (x / width, 1 - (y + body) / height, (PANEL_WIDTH - 0.2) / width, body / height)
-            _panel(figure.add_axes(area), panel, data, named=column == 0)
-        top += per_model * panel_height
-    return figure
-
-
-def _count(data: Data, model: str) -> int:
-    return sum(panel.model == model for panel in data.panels)
-
-
-def _rows(data: Data, model: str) -> int:
-    return math.ceil(_count(data, model) / COLUMNS)
-
-
-def _span(data: Data) -> float:
-    """Height of a panel in dots: each method has its variants and a gap of one."""
-    return len(data.methods) * (len(data.variants) + 0.9)
-
-
-def _positions(data: Data) -> dict[tuple[str, str], float]:
-    step = len(data.variants) + 0.9
-    return {
-        (method, variant): i * step + k + 0.95
-        for i, method in enumerate(data.methods)
-        for k, variant in enumerate(data.variants)
-    }
-
-
-def _panel(axes: "Axes", panel: Panel, data: Data, named: bool) -> None:
-    step = len(data.variants) + 0.9
-    axes.set_facecolor("none")
-    axes.set_ylim(_span(data), 0)
-    low, high = _limits(panel)
-    axes.set_xlim(low, high)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.tick_params(length=0, labelsize=7.5)
-    axes.locator_params(axis="x", nbins=4)
-    axes.grid(axis="x", color=RULE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for i in range(1, len(data.methods)):
-        axes.axhline(i * step, color=RULE, linewidth=0.5)
-    centres = [(i + 0.5) * step for i in range(len(data.methods))]
-    axes.set_yticks(centres, [method_title(name) for name in data.methods] if named else [""] * len(centres))
-    for label in axes.get_yticklabels():
-        label.set_fontsize(9)
-    weight = "bold" if panel.average else "normal"
-    axes.annotate(
-        panel.title, (0, 1), (0, 14), "axes fraction", "offset points", fontsize=9.5, fontweight=weight
-    )
-    axes.annotate(panel.note, (0, 1), (0, 4), "axes fraction", "offset points", fontsize=7.2, color=MUTED)
-    if panel.base is not None:
-        axes.axvspan(panel.base.low, panel.base.high, color=RULE, alpha=0.55, linewidth=0)
-        axes.axvline(panel.base.value, color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)))
-    positions = _positions(data)
-    for dot in panel.dots:
-        _dot(axes, dot, positions[dot.method, dot.variant], data, low)
-
-
-def _dot(axes: "Axes", dot: Dot, y: float, data: Data, low: float) -> None:
-    colour = SERIES[colour_index(data.methods.index(dot.method))]
-    if dot.estimate is None:
-        axes.annotate(
-            f"× {dot.status}",
-            (low, y),
-            (2, 0),
-            "data",
-            "offset points",
-            fontsize=6.8,
-            color=MUTED,
-            va="center",
-            bbox={"facecolor": SURFACE, "edgecolor": "none", "pad": 1.2},
-        )
-        return
-    kind = data.variants.index(dot.variant)
-    estimate = dot.estimate
-    axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=1.4, solid_capstyle="butt")
-    _marker(axes, estimate.value, y, kind, colour)
-
-
-def _marker(axes: "Axes", x: float, y: float, kind: int, colour: str) -> None:
-    axes.plot(
-        [x],
-        [y],
-        marker=MARKERS[kind % len(MARKERS)],
-        markersize=5.2,
-        markeredgewidth=1.4,
-        markeredgecolor=colour,
-        markerfacecolor=SURFACE if kind % 2 else colour,
-        linestyle="none",
-        clip_on=False,
-    )
-
-
-def _limits(panel: Panel) -> tuple[float, float]:
-    """Range of a panel: all intervals with some room, never narrower than two points."""
-    estimates = [dot.estimate for dot in panel.dots if dot.estimate]
-    if panel.base is not None:
-        estimates.append(panel.base)
-    if not estimates:
-        return 0.0, 100.0
-    low = min(min(e.low, e.value) for e in estimates)
-    high = max(max(e.high, e.value) for e in estimates)
-    room = max(0.06 * (high - low), (2.0 - (high - low)) / 2, 0.0)
-    return low - room, high + room
-
-
-def _legend(figure: "Figure", data: Data, x: float, y: float) -> None:
-    from matplotlib.lines import Line2D
-
-    handles: list[Any] = []
-    if len(data.variants) > 1:
-        for kind, variant in enumerate(data.variants):
-            handles.append(
-                Line2D(
-                    [],
-                    [],
-                    color=INK,
-                    marker=MARKERS[kind % len(MARKERS)],
-                    markersize=5.2,
-                    markeredgewidth=1.4,
-                    markerfacecolor=SURFACE if kind % 2 else INK,
-                    linewidth=1.4,
-                    label=variant or "as it is",
-                )
-            )
-    else:
-        handles.append(Line2D([], [], color=INK, marker="o", markersize=5.2, linewidth=1.4, label="score"))
-    handles[-1].set_label(f"{handles[-1].get_label()}   (bars: 95 % interval)")
-    if any(panel.base for panel in data.panels):
-        handles.append(Line2D([], [], color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)), label=UNTUNED_TITLE))
-    legend = figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(x, y),
-        ncols=min(len(handles), 6),
-        frameon=False,
-        fontsize=8,
-        handlelength=2.2,
-        columnspacing=1.8,
-        borderpad=0,
-        borderaxespad=0,
-    )
-    legend.set_in_layout(False)
+def _kind(name: str) -> Any:
+    """What draws figures of a kind."""
+    known = figures.kinds()
+    if name not in known:
+        raise UserError(f"figure: unknown kind {name!r}{did_you_mean(name, known)}")
+    return import_module(f"peftbench.analysis.figures.{name}").draw

@@ -14,6 +14,11 @@ LEGEND = (
     "Value ± standard error over the test examples. Bold: the best of its block, and all values inside the "
     "best one's 95 % interval."
 )
+LEGEND_PAIRED = (
+    "Value ± standard error over the test examples. Bold: the best of its block, and all that a paired bootstrap "
+    "over the test examples does not tell from it (5 %, Holm-corrected; where scores per example cannot be "
+    "compared: all inside the best one's 95 % interval)."
+)
 LEGEND_SEEDS = "Values are means over seeds; their error holds the spread between seeds too."
 LEGEND_BASE = "▲ / ▼: better / worse than the untuned base, with 95 % intervals that do not overlap. "
 LEGEND_PAPER = "Below: the published value and ours minus it."
@@ -22,7 +27,7 @@ LEGEND_PAPER = "Below: the published value and ours minus it."
 def legend(grid: Grid) -> str:
     """What a reader has to know to read this table."""
     cells = [cell for row in grid.rows for cell in row.cells]
-    parts = [LEGEND]
+    parts = [LEGEND_PAIRED if grid.paired else LEGEND]
     if any(row.untuned for row in grid.rows):
         parts.append(LEGEND_BASE.strip())
     if any(cell.estimate and cell.estimate.seeds > 1 for cell in cells):
@@ -53,18 +58,18 @@ def number(value: float, signed: bool = False) -> str:
 def to_markdown(grid: Grid) -> str:
     """A pipe table with the legend and the reasons of failures below it."""
     heads = [*grid.headings, *(c.label for c in grid.columns), *(c.label for c in grid.averages)]
-    lines = [f"# {_md(grid.title)}", "", _md_row(map(_md, heads))]
+    lines = [f"# {md_text(grid.title)}", "", _md_row(map(md_text, heads))]
     align = [":--"] * len(grid.headings) + ["--:"] * (len(heads) - len(grid.headings))
     lines.append(_md_row(align))
     for row in grid.rows:
         cells = [*map(_md_cell, row.cells), *(_md_cell(c, NO_VALUE) for c in row.averages)]
-        lines.append(_md_row([*map(_md, row.labels), *cells]))
+        lines.append(_md_row([*map(md_text, row.labels), *cells]))
     notes = [column.label + ": " + column.note for column in grid.columns if column.note]
     lines += ["", legend(grid)]
     if notes:
-        lines += ["", "Columns: " + "; ".join(map(_md, notes)) + "."]
+        lines += ["", "Columns: " + "; ".join(map(md_text, notes)) + "."]
     if found := problems(grid):
-        lines += ["", "Without a value:", "", *(f"- {_md(line)}" for line in found)]
+        lines += ["", "Without a value:", "", *(f"- {md_text(line)}" for line in found)]
     return "\n".join(lines) + "\n"
 
 
@@ -86,7 +91,8 @@ def _md_cell(cell: GridCell, without: str = "") -> str:
     return text
 
 
-def _md(text: str) -> str:
+def md_text(text: str) -> str:
+    """Text that Markdown takes literally, on one line."""
     for character in "\\`*_|<>[]":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())
@@ -111,7 +117,8 @@ _TEX = {
 }
 
 
-def _tex(text: str) -> str:
+def tex_text(text: str) -> str:
+    """Text that LaTeX takes literally, on one line."""
     return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
 
 
@@ -119,13 +126,17 @@ def to_latex(grid: Grid) -> str:
     """A ``table`` with booktabs rules; needs the packages booktabs and amssymb."""
     heads = [*grid.headings, *(c.label for c in grid.columns), *(c.label for c in grid.averages)]
     spec = "l" * len(grid.headings) + "r" * (len(heads) - len(grid.headings))
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(grid.title)}. {_tex(legend(grid))}}}"]
-    lines += [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", " & ".join(map(_tex, heads)) + r" \\"]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{tex_text(grid.title)}. {tex_text(legend(grid))}}}",
+    ]
+    lines += [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", " & ".join(map(tex_text, heads)) + r" \\"]
     for block in grid.blocks:
         lines.append(r"\midrule")
         for row in block.rows:
-            cells = [*map(_tex_cell, row.cells), *(_tex_cell(c, _tex(NO_VALUE)) for c in row.averages)]
-            lines.append(" & ".join([*map(_tex, row.labels), *cells]) + r" \\")
+            cells = [*map(_tex_cell, row.cells), *(_tex_cell(c, tex_text(NO_VALUE)) for c in row.averages)]
+            lines.append(" & ".join([*map(tex_text, row.labels), *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
@@ -133,15 +144,15 @@ def to_latex(grid: Grid) -> str:
 def _tex_cell(cell: GridCell, without: str = "") -> str:
     if cell.estimate is None:
         return without or rf"\textit{{{cell.status}}}"
-    text = _tex(number(cell.estimate.value))
+    text = tex_text(number(cell.estimate.value))
     if cell.best:
         text = rf"\textbf{{{text}}}"
-    text += rf"\,{{\scriptsize$\pm$\,{_tex(number(cell.estimate.stderr))}}}"
+    text += rf"\,{{\scriptsize$\pm$\,{tex_text(number(cell.estimate.stderr))}}}"
     if cell.against_base:
-        text += rf"\,{{\tiny {_tex(SIDES[cell.against_base])}}}"
+        text += rf"\,{{\tiny {tex_text(SIDES[cell.against_base])}}}"
     if cell.published is not None and cell.difference is not None:
         beside = f"{number(cell.published)}, {number(cell.difference, signed=True)}"
-        text += rf" {{\scriptsize ({_tex(beside)})}}"
+        text += rf" {{\scriptsize ({tex_text(beside)})}}"
     return text
 
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftbench.analysis.grid import build_grid
+from peftbench.analysis.grid import ReadItems, build_grid
 from peftbench.analysis.outcomes import COORDINATES, Outcome, coordinates, read_outcomes
 from peftbench.analysis.render import standalone, to_latex, to_markdown
+from peftbench.analysis.statistics.items import Items, read_items
+from peftbench.analysis.statistics.result import NotComputable
 from peftbench.canonical import file_sha256
 from peftbench.errors import UserError
 from peftbench.store import atomic_text, atomic_write
@@ -36,6 +38,17 @@ MEASURED: dict[str, Any] = {
 """Columns of the long table after the coordinates, with their types. ``difference``: ours minus published."""
 
 
+def items_of(results: Path) -> ReadItems:
+    """Reads the scores per test item of an outcome from the results folder."""
+
+    def read(outcome: Outcome) -> Items | NotComputable:
+        if outcome.estimate is None:
+            return NotComputable(outcome.reason)
+        return read_items(results / outcome.cell.scores, results, value=outcome.estimate.value)
+
+    return read
+
+
 def long_frame(spec: TabulateSpec, outcomes: list[Outcome]) -> "pl.DataFrame":
     """One row per cell, in the order of the spec: coordinates, further axes, then ``MEASURED``."""
     import polars as pl
@@ -43,10 +56,12 @@ def long_frame(spec: TabulateSpec, outcomes: list[Outcome]) -> "pl.DataFrame":
     models = {model.name: model for model in spec.models}
     datasets = {dataset.name: dataset for dataset in spec.datasets}
     axes = list(dict.fromkeys(axis for cell in spec.cells for axis in cell.axes))
+    axes += ["measure"] if spec.measures else []
     rows = []
     for outcome in outcomes:
         cell, estimate = outcome.cell, outcome.estimate
-        row: dict[str, Any] = {name: _text(value) for name, value in coordinates(cell).items()}
+        point = coordinates(cell)
+        row: dict[str, Any] = {name: _text(point[name]) for name in (*COORDINATES, *axes) if name in point}
         row["seed"] = cell.seed
         for axis in axes:
             row.setdefault(axis, None)
@@ -106,7 +121,7 @@ def tabulate_study(spec: TabulateSpec, results: Path, out_dir: Path) -> dict[str
     """
     outcomes = read_outcomes(spec, results)
     frame = long_frame(spec, outcomes)
-    grid = build_grid(spec, outcomes)
+    grid = build_grid(spec, outcomes, items_of(results))
     files = {kind: out_dir / f"{spec.study}.{kind}" for kind in ("csv", "md", "html", "tex")}
     atomic_write(files["csv"], frame.write_csv)
     atomic_text(files["md"], to_markdown(grid))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peftbench.data.example import Example
 from peftbench.data.load import read_examples
 from peftbench.errors import UserError
+from peftbench.metrics._judged import JUDGEMENTS_FILE, read_judgements
 from peftbench.metrics.base import MetricResult, load_metric
 from peftbench.spec import ScoreSpec
 from peftbench.store import atomic_parquet
@@ -19,7 +23,9 @@ def score_predictions(
 ) -> dict[str, Any]:
     """Score ``predictions.parquet`` against the test split; write ``examples.parquet`` into ``out_dir``.
 
-    That file has id, score and the metric's further columns, in the order of the predictions.
+    Of a metric that declares ``NEEDS_JUDGE``, the folder is the judge stage's and has ``judgements.parquet``;
+    a failed judgement has the score null. The file written has id, score and the metric's further columns, in
+    the order of the predictions.
 
     Returns the facts of the record: value, n, stderr, interval, higher_is_better, extra. Predictions that
     name an unknown example, name one twice or leave one out are a UserError naming it.
@@ -27,35 +33,50 @@ def score_predictions(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = predictions_dir / "predictions.parquet"
-    try:
-        table = pq.read_table(path, columns=["id", "prediction"], use_threads=False)
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
-    ids: list[str] = table.column("id").to_pylist()
-    predictions: list[str] = table.column("prediction").to_pylist()
-    by_id = {example.id: example for example in read_examples(data_dir, "test")}
-    seen: set[str] = set()
-    for name in ids:
-        if name not in by_id:
-            raise UserError(f"{path}: id {name!r} is not in the test split: delete the folder and run again")
-        if name in seen:
-            raise UserError(f"{path}: id {name!r} appears twice: delete the folder and run again")
-        seen.add(name)
-    missing = next((name for name in by_id if name not in seen), None)
-    if missing is not None:
-        raise UserError(f"{path}: no prediction for {missing!r}: delete the folder and run again")
     metric = load_metric(spec.metric)
-    result = metric.score(predictions, [by_id[name] for name in ids], spec.settings)
+    examples = {example.id: example for example in read_examples(data_dir, "test")}
+    if getattr(metric, "NEEDS_JUDGE", False):
+        path = predictions_dir / JUDGEMENTS_FILE
+        judgements = read_judgements(path)
+        ids = [row.id for row in judgements]
+        _check_ids(ids, examples, path)
+        judged: Any = metric  # only such metrics have the function
+        result = judged.score_judgements(judgements, [examples[name] for name in ids], spec.settings)
+    else:
+        path = predictions_dir / "predictions.parquet"
+        try:
+            table = pq.read_table(path, columns=["id", "prediction"], use_threads=False)
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
+        ids = table.column("id").to_pylist()
+        _check_ids(ids, examples, path)
+        predictions: list[str] = table.column("prediction").to_pylist()
+        result = metric.score(predictions, [examples[name] for name in ids], spec.settings)
     out_dir.mkdir(parents=True, exist_ok=True)
     target = out_dir / "examples.parquet"
-    columns = {"id": ids, "score": result.per_example, **result.columns}
+    # A score that is NaN is none (a judgement that failed): null, so that whoever reads it cannot miss it.
+    scores = [None if math.isnan(score) else score for score in result.per_example]
+    columns = {"id": ids, "score": scores, **result.columns}
     frame = pa.table({name: pa.array(values) for name, values in columns.items()})
     atomic_parquet(target, lambda temporary: pq.write_table(frame, temporary))
     return {
         **summary(spec.metric, result),
         "outputs": {target.name: hashlib.sha256(target.read_bytes()).hexdigest()},
     }
+
+
+def _check_ids(ids: Sequence[str], examples: Mapping[str, Example], path: Path) -> None:
+    """Each example once, and nothing else; ``UserError`` naming the first id that breaks it."""
+    seen: set[str] = set()
+    for name in ids:
+        if name not in examples:
+            raise UserError(f"{path}: id {name!r} is not in the test split: delete the folder and run again")
+        if name in seen:
+            raise UserError(f"{path}: id {name!r} appears twice: delete the folder and run again")
+        seen.add(name)
+    missing = next((name for name in examples if name not in seen), None)
+    if missing is not None:
+        raise UserError(f"{path}: no prediction for {missing!r}: delete the folder and run again")
 
 
 def summary(metric: str, result: MetricResult) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """VQA references compiled to integers: each distinct answer is normalised once.
 
-A question becomes one row of answer ids, so that scoring a prediction is comparing one integer with ten.
-References read from a file are kept by its digest (``_cache``): the second evaluation on the same file reads
-a few megabytes.
+A question becomes the ids of its distinct answers, each with the pattern of annotators who gave it, so that
+scoring a prediction is comparing one integer with a few. References read from a file are kept by its digest
+(``_cache``): the second evaluation on the same file maps a few megabytes into memory.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import mmap
 import operator
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,12 @@ import msgspec
 from peftbench.errors import UserError
 from peftbench.metrics import _cache
 from peftbench.metrics._rows import RowId, convert_row, decode_one, read_bytes, unique_ids
-from peftbench.metrics._vqa_text import answer_forms
+from peftbench.metrics._vqa_text import FORMS, all_forms
 
 if TYPE_CHECKING:
     import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 """Version of the compiled form on disk; part of its name, so that another version is simply not found."""
 BLOCK = 1 << 17
 """Bytes of text decoded at a time: small enough to stay in the cache of one core."""
@@ -37,35 +38,59 @@ _ARRAY_OPENING = re.compile(
 """Where the array of rows begins, in an official file or a bare array, and how its first row begins."""
 _TEXT = operator.attrgetter("answer")
 _ANSWERS = operator.attrgetter("answers")
-FORMS = ("raw", "clean", "normalised", "evalai", "stripped")
+KINDS = ("same", "alike", "mixed")
+"""How the answers to a question compare: one string, one string once they are clean, more than one."""
+MAX_PATTERN_BITS = 10
+"""Up to so many answers per question, the accuracy of each pattern of matches is looked up in a table."""
+PATTERN_BLOCK = 8192
+"""Questions whose answers are compared with one another at a time: small arrays stay in the cache of a core."""
+ALIGNMENT = 64
+"""Bytes; each array of a compiled file begins at a multiple of it."""
 
 
 class Labels(msgspec.Struct):
-    """A label per question: names, and the position of each question's in them int32 [n], or none."""
+    """A label per question: names, and the position of each question's in them [n], or none."""
 
     names: list[str]
     codes: np.ndarray | None
 
 
-class Compiled(msgspec.Struct):
-    """References of n questions.
+class Group(msgspec.Struct):
+    """Questions with the same number of answers that compare in the same way."""
 
-    Questions are grouped by their number of answers: for real data there is one group of ten.
+    width: int
+    """Answers per question."""
+    kind: str
+    """One of ``KINDS``."""
+    reach: list[int]
+    """How many of the questions have more than 0, 1, 2, ... distinct answers."""
+    rows: np.ndarray
+    """Positions of the questions, int32 [m]; those with the most distinct answers first."""
+    answers: np.ndarray
+    """Raw ids of the first answers of all questions, the second ones of the first ``reach[1]``, ..., int32."""
+    patterns: np.ndarray
+    """Which annotators gave each of these answers, a bit for each, uint16.
+
+    Questions of more than ``MAX_PATTERN_BITS`` answers have no patterns, and all their answers are listed.
     """
+
+
+class Compiled(msgspec.Struct):
+    """References of n questions."""
 
     ids: list[RowId]
     images: np.ndarray | None
-    """Cluster of each question, int [n]; None where no two questions share an image."""
+    """Cluster of each question, int32 [n]; None where no two questions share an image."""
     answer_types: Labels
     question_types: Labels
-    groups: list[tuple[np.ndarray, np.ndarray]]
-    """Per group: positions of its questions int64 [m], raw answer ids int32 [width, m]."""
+    groups: list[Group]
     forms: dict[str, np.ndarray]
-    """Per form (see ``FORMS``): id in ``vocabulary`` of that form of each raw answer, int32 [answers]."""
+    """Per form (see ``FORMS``) the id in ``vocabulary`` of that form of each raw answer, int32 [answers]."""
     vocabulary: dict[str, int]
+    """Ids of all forms; raw answers come first."""
 
 
-class _Interner(dict[str, int]):
+class Interner(dict[str, int]):
     """Ids for strings in order of first appearance."""
 
     def __missing__(self, text: str) -> int:
@@ -90,15 +115,36 @@ def compile_answers(
     return columns.compile("examples")
 
 
+class _LabelColumn:
+    """A growing column of labels, as integers at once: their strings are not kept."""
+
+    def __init__(self) -> None:
+        self.names = Interner()
+        self.codes = array("i")
+
+    def extend(self, labels: Iterable[str]) -> None:
+        """Labels of further questions."""
+        self.codes.extend(list(map(self.names.__getitem__, labels)))
+
+    def labels(self) -> Labels:
+        """All of them; none where all are empty."""
+        import numpy as np
+
+        if set(self.names) <= {""}:
+            return Labels([], None)
+        kind = np.uint8 if len(self.names) <= 256 else np.int32
+        return Labels(list(self.names), np.frombuffer(self.codes, dtype=np.int32).astype(kind))
+
+
 class _Columns:
     """References on their way to integers: ids, labels, and one growing array of answer ids."""
 
     def __init__(self) -> None:
         self.ids: list[RowId] = []
         self.images: list[RowId] = []
-        self.answer_types: list[str] = []
-        self.question_types: list[str] = []
-        self.raw = _Interner()
+        self.answer_types = _LabelColumn()
+        self.question_types = _LabelColumn()
+        self.raw = Interner()
         self.flat = array("i")
         self.widths = array("i")
 
@@ -114,11 +160,12 @@ class _Columns:
         self.images.extend([(row.image or "") if row.image_id == "" else row.image_id for row in rows])
         self.answer_types.extend([row.answer_type for row in rows])
         self.question_types.extend([row.question_type for row in rows])
+        number = self.raw.__getitem__
         try:
-            texts = list(map(_TEXT, itertools.chain.from_iterable(map(_ANSWERS, rows))))
-        except AttributeError:
-            texts = [x if isinstance(x, str) else x.answer for row in rows for x in row.answers]
-        self.flat.extend(list(map(self.raw.__getitem__, texts)))
+            numbers = list(map(number, map(_TEXT, itertools.chain.from_iterable(map(_ANSWERS, rows)))))
+        except AttributeError:  # some answers are strings
+            numbers = [number(x if isinstance(x, str) else x.answer) for row in rows for x in row.answers]
+        self.flat.extend(numbers)
         self.widths.extend([len(row.answers) for row in rows])
 
     def compile(self, where: str) -> Compiled:
@@ -138,35 +185,88 @@ class _Columns:
             unique_ids(self.ids, where)
         flat = np.frombuffer(self.flat, dtype=np.int32)
         widths = np.frombuffer(self.widths, dtype=np.int32)
-        starts = np.cumsum(widths, dtype=np.int64) - widths
-        groups = []
-        for width in np.unique(widths):
-            rows = np.flatnonzero(widths == width)
-            if len(rows) == len(widths):
-                groups.append((rows, np.ascontiguousarray(flat.reshape(-1, width).T)))
-            else:
-                groups.append((rows, np.stack([flat[starts[rows] + place] for place in range(width)])))
-        vocabulary = _Interner()
+        vocabulary = Interner(self.raw)
         number = vocabulary.__getitem__
-        forms = [(text, *answer_forms(text)) for text in self.raw]
-        table = np.array(list(map(number, itertools.chain.from_iterable(forms))), dtype=np.int32)
+        forms = {
+            name: np.array(list(map(number, texts)), dtype=np.int32)
+            for name, texts in all_forms(list(self.raw)).items()
+        }
         return Compiled(
             self.ids,
             _clusters(self.images),
-            _labels(self.answer_types),
-            _labels(self.question_types),
-            groups,
-            dict(zip(FORMS, table.reshape(-1, len(FORMS)).T.copy(), strict=True)),
+            self.answer_types.labels(),
+            self.question_types.labels(),
+            _group_questions(flat, widths, forms["cleaned"]),
+            forms,
             dict(vocabulary),
         )
 
 
-def _labels(labels: list[str]) -> Labels:
+def _group_questions(flat: np.ndarray, widths: np.ndarray, cleaned: np.ndarray) -> list[Group]:
+    """Groups of questions, from the raw answer ids of all of them, the number of each, and the cleaned forms."""
     import numpy as np
 
-    names = _Interner()
-    codes = np.fromiter(map(names.__getitem__, labels), dtype=np.int32, count=len(labels))
-    return Labels([], None) if set(names) <= {""} else Labels(list(names), codes)
+    groups = []
+    starts = np.cumsum(widths, dtype=np.int64) - widths
+    for width in np.unique(widths).tolist():
+        rows = np.flatnonzero(widths == width).astype(np.int32)
+        raw = (
+            flat.reshape(-1, width)
+            if len(rows) == len(widths)
+            else flat[starts[rows, None] + np.arange(width)]
+        )
+        kinds = np.full(len(rows), KINDS.index("mixed"), dtype=np.uint8)
+        some = np.flatnonzero(cleaned[raw[:, 0]] == cleaned[raw[:, -1]])
+        kinds[some[_agree(cleaned[raw[some]])]] = KINDS.index("alike")
+        kinds[some[_agree(raw[some])]] = KINDS.index("same")
+        for code, kind in enumerate(KINDS):
+            chosen = np.flatnonzero(kinds == code)
+            if len(chosen):
+                groups.append(_group(kind, rows[chosen], raw[chosen]))
+    return groups
+
+
+def _agree(answers: np.ndarray) -> np.ndarray:
+    """Whether all answers to a question are one, bool [m], for ids [m, width]."""
+    return (answers == answers[:, :1]).all(axis=1)
+
+
+def _group(kind: str, rows: np.ndarray, raw: np.ndarray) -> Group:
+    """A group of the questions ``rows`` [m] with raw answer ids [m, width]."""
+    import numpy as np
+
+    count, width = raw.shape
+    if width > MAX_PATTERN_BITS:
+        return Group(width, kind, [count] * width, rows, raw.T.ravel(), np.zeros(0, dtype=np.uint16))
+    patterns = _patterns(raw)
+    # An answer is listed where the first annotator gave it: no lower bit of its pattern is set.
+    first = (patterns & ((1 << np.arange(width)) - 1).astype(np.uint16)) == 0
+    distinct = first.sum(axis=1, dtype=np.uint8)
+    order = np.argsort(width - distinct, kind="stable")
+    reach = [int(np.count_nonzero(distinct > place)) for place in range(distinct.max())]
+    listed = np.flatnonzero(first)
+    starts = (np.cumsum(distinct, dtype=np.int64) - distinct)[order]
+    chosen = np.concatenate([listed[starts[:some] + place] for place, some in enumerate(reach)])
+    return Group(width, kind, reach, rows[order], raw.ravel()[chosen], patterns.ravel()[chosen])
+
+
+def _patterns(raw: np.ndarray) -> np.ndarray:
+    """Which annotators gave the same answer as each annotator, a bit for each, uint16 [m, width]."""
+    import numpy as np
+
+    count, width = raw.shape
+    patterns = np.empty((count, width), dtype=np.uint16)
+    for start in range(0, count, PATTERN_BLOCK):
+        columns = raw[start : start + PATTERN_BLOCK].T.copy()
+        bits = np.zeros(columns.shape, dtype=np.uint16)
+        for one in range(width):
+            bits[one] |= np.uint16(1 << one)
+            for other in range(one):
+                same = (columns[one] == columns[other]).astype(np.uint16)
+                bits[one] |= same << np.uint16(other)
+                bits[other] |= same << np.uint16(one)
+        patterns[start : start + PATTERN_BLOCK] = bits.T
+    return patterns
 
 
 def _clusters(keys: list[RowId]) -> np.ndarray | None:
@@ -183,7 +283,8 @@ def _clusters(keys: list[RowId]) -> np.ndarray | None:
             pass
     from peftbench.metrics._uncertainty import cluster_codes
 
-    return cluster_codes([str(key) for key in keys])
+    codes = cluster_codes([str(key) for key in keys])
+    return None if codes is None else codes.astype(np.int32)
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -216,7 +317,7 @@ def load_references(path: Path, use_cache: bool = True) -> Compiled:
     folder = _cache.cache_dir() if use_cache else None
     if folder is None:
         return _compile_file(path)
-    stored = folder / "vqa" / f"{_cache.file_digest(path)}-{FORMAT}.msgpack"
+    stored = folder / "vqa" / f"{_cache.file_digest(path)}-{FORMAT}.compiled"
     kept = _read_compiled(stored)
     if kept is None:
         kept = _compile_file(path)
@@ -298,62 +399,76 @@ def _compile_file(path: Path) -> Compiled:
 
 
 class _Stored(msgspec.Struct, array_like=True):
-    """``Compiled`` as it is kept: arrays as bytes."""
+    """``Compiled`` as it is kept, without its arrays: they follow, and ``arrays`` has their types and lengths.
+
+    They are, with length 0 for none: images, codes of the answer types and of the question types, each form,
+    and per group its rows, answers and patterns.
+    """
 
     ids: list[int | str]
-    images: bytes
-    answer_types: tuple[list[str], bytes]
-    question_types: tuple[list[str], bytes]
-    groups: list[tuple[bytes, int, bytes]]
-    forms: bytes
+    answer_types: list[str]
+    question_types: list[str]
+    groups: list[tuple[int, str, list[int]]]
     vocabulary: list[str]
+    arrays: list[tuple[str, int]]
 
 
 def _write_compiled(path: Path, compiled: Compiled) -> None:
     import numpy as np
 
-    def packed(codes: np.ndarray | None) -> bytes:
-        return b"" if codes is None else codes.astype(np.int32).tobytes()
-
+    none = np.zeros(0, dtype=np.int32)
+    optional = (compiled.images, compiled.answer_types.codes, compiled.question_types.codes)
+    arrays = [none if codes is None else codes for codes in optional]
+    arrays += [compiled.forms[name] for name in FORMS]
+    arrays += [array for group in compiled.groups for array in (group.rows, group.answers, group.patterns)]
     try:
-        data = msgspec.msgpack.encode(
+        header = msgspec.msgpack.encode(
             _Stored(
                 compiled.ids,
-                packed(compiled.images),
-                (compiled.answer_types.names, packed(compiled.answer_types.codes)),
-                (compiled.question_types.names, packed(compiled.question_types.codes)),
-                [(rows.tobytes(), len(raw), raw.tobytes()) for rows, raw in compiled.groups],
-                np.stack([compiled.forms[name] for name in FORMS]).tobytes(),
+                compiled.answer_types.names,
+                compiled.question_types.names,
+                [(group.width, group.kind, group.reach) for group in compiled.groups],
                 list(compiled.vocabulary),
+                [(array.dtype.str, len(array)) for array in arrays],
             )
         )
     except UnicodeEncodeError:  # lone surrogates have no form on disk: such references are compiled each time
         return
+    data = bytearray(len(header).to_bytes(8, "little") + header)
+    for part in arrays:
+        data += bytes(-len(data) % ALIGNMENT)
+        data += part.tobytes()
     _cache.prune(path.parent)
     _cache.write_cached(path, lambda temporary: temporary.write_bytes(data))
 
 
 def _read_compiled(path: Path) -> Compiled | None:
+    """Compiled references whose arrays lie in the file itself; None where there is no sound file."""
     import numpy as np
 
     try:
-        stored = msgspec.msgpack.decode(path.read_bytes(), type=_Stored)
-    except (OSError, msgspec.DecodeError):
+        with path.open("rb") as handle:
+            # Mapped, not read: memory for a copy costs more than the work that is done on it. The file is
+            # never written again under its name, and what is mapped outlives its removal.
+            data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        place = 8 + int.from_bytes(data[:8], "little")
+        stored = msgspec.msgpack.decode(memoryview(data)[8:place], type=_Stored)
+        arrays = []
+        for kind, length in stored.arrays:
+            place += -place % ALIGNMENT
+            arrays.append(np.frombuffer(data, dtype=kind, count=length, offset=place))
+            place += arrays[-1].nbytes
+    except (OSError, ValueError, TypeError, msgspec.DecodeError):
         return None
-
-    def codes(data: bytes) -> np.ndarray | None:
-        return np.frombuffer(data, dtype=np.int32) if data else None
-
-    table = np.frombuffer(stored.forms, dtype=np.int32).reshape(len(FORMS), -1)
+    images, answer_codes, question_codes = [codes if len(codes) else None for codes in arrays[:3]]
+    rest = iter(arrays[3:])
+    forms = {name: next(rest) for name in FORMS}
     return Compiled(
-        list(stored.ids),
-        codes(stored.images),
-        Labels(stored.answer_types[0], codes(stored.answer_types[1])),
-        Labels(stored.question_types[0], codes(stored.question_types[1])),
-        [
-            (np.frombuffer(rows, dtype=np.int64), np.frombuffer(ids, dtype=np.int32).reshape(width, -1))
-            for rows, width, ids in stored.groups
-        ],
-        dict(zip(FORMS, table, strict=True)),
+        stored.ids,
+        images,
+        Labels(stored.answer_types, answer_codes),
+        Labels(stored.question_types, question_codes),
+        [Group(*facts, next(rest), next(rest), next(rest)) for facts in stored.groups],
+        forms,
         dict(zip(stored.vocabulary, range(len(stored.vocabulary)), strict=True)),
     )

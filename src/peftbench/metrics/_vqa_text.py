@@ -1,4 +1,4 @@
-"""Answer normalisation of the public VQA evaluators, restated with a short way for plain answers.
+"""Answer normalisation of the public VQA evaluators, restated to work on many texts at once.
 
 Sources: ``VQAEval`` of GT-Vision-Lab/VQA (a013f00), its 2017 form (a4f1afd), and the EvalAI answer processor
 of LLaVA's ``m4c_evaluator.py`` (c121f04). Their slips are kept, because scores depend on them:
@@ -15,16 +15,20 @@ of LLaVA's ``m4c_evaluator.py`` (c121f04). Their slips are kept, because scores 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 MARKS = frozenset(';/[]"{}()=+\\_-><@`,?!')
 """The 21 punctuation marks. ``. : ' $ % & * # ~ ^ |`` are none of them."""
 PERIOD_LIMIT = 32
 _ANY_MARK = re.compile(f"[{re.escape(''.join(sorted(MARKS)))}]")
 _PERIOD = re.compile(r"\.(?!\d)")
-_COMMA_OFFICIAL = re.compile(r"\d,\d")
-_COMMA_M4C = re.compile(r"(?<=\d),+(?=\d)")
-_EVALAI_OWN = re.compile(r"[,?'\x00-\x1f]")
-_PLAIN = re.compile(r"[a-z0-9]+(?: [a-z0-9]+)*")
+_COMMA = re.compile(r"\d,\d")
+_GONE = "\x00"
+"""Stands for a mark that will be deleted, where many texts are stripped at once."""
+
+FORMS = ("raw", "cleaned", "normalised", "submitted", "resubmitted", "stripped")
+"""What answers are compared in: as they are; new lines and blanks; official normalisation; EvalAI form; its
+official normalisation; as they are without punctuation."""
 
 _NUMBERS = "none>0 zero>0 one>1 two>2 three>3 four>4 five>5 six>6 seven>7 eight>8 nine>9 ten>10"
 _ARTICLES = ("a", "an", "the")
@@ -93,11 +97,11 @@ def clean(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def strip_marks(text: str, comma: re.Pattern[str] = _COMMA_OFFICIAL) -> str:
+def strip_marks(text: str) -> str:
     """``processPunctuation``: case is kept."""
     out = text
     if _ANY_MARK.search(text):
-        digits = "," in text and comma.search(text) is not None
+        digits = "," in text and _COMMA.search(text) is not None
         for mark in MARKS.intersection(text):
             gone = digits or mark + " " in text or " " + mark in text
             out = out.replace(mark, "" if gone else " ")
@@ -113,45 +117,82 @@ def map_words(text: str) -> str:
     return " ".join([new for word in words if (new := get(word, word))])
 
 
-def normalise(text: str) -> str:
-    """The official normalisation of an answer or prediction (skipped where answers are unanimous)."""
-    return map_words(strip_marks(clean(text)))
+def _evalai_start(text: str) -> str:
+    """What the EvalAI processor does before it strips marks and maps words, as the official code does.
 
-
-def evalai(text: str) -> str:
-    """The EvalAI answer processor: what LLaVA applies before it submits, and to both sides for TextVQA."""
-    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return map_words(strip_marks(clean(text), _COMMA_M4C))
-
-
-def prediction_forms(text: str) -> tuple[str, str, str, str]:
-    """(cleaned, normalised, EvalAI form, EvalAI form normalised) of a prediction.
-
-    For plain lower-case words and digits the last three are one and the same, which most answers are.
+    Its other pattern for commas between digits makes no difference: no comma is left by then.
     """
-    if _PLAIN.fullmatch(text):
-        form = _map_plain(text)
-        # A contraction that was restored has an apostrophe, which a second pass sees.
-        return text, form, form, form if "'" not in form else normalise(form)
-    cleaned = clean(text)
-    form = map_words(strip_marks(cleaned))
-    # Without , ? ' and control characters, the EvalAI processor differs only in when it lowers the case.
-    submitted = form if text.isascii() and not _EVALAI_OWN.search(text) else evalai(text)
-    return cleaned, form, submitted, submitted if _PLAIN.fullmatch(submitted) else normalise(submitted)
+    return clean(text.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
 
 
-def answer_forms(text: str) -> tuple[str, str, str, str]:
-    """(cleaned, normalised, EvalAI form, punctuation-stripped raw text) of an annotator's answer."""
-    if _PLAIN.fullmatch(text):
-        form = _map_plain(text)
-        return text, form, form, text
-    cleaned = clean(text)
-    stripped = strip_marks(cleaned)
-    form = map_words(stripped)
-    submitted = form if text.isascii() and not _EVALAI_OWN.search(text) else evalai(text)
-    return cleaned, form, submitted, stripped if cleaned == text else strip_marks(text)
+def strip_marks_all(texts: Sequence[str]) -> list[str]:
+    """``strip_marks`` of each text: they go as the lines of one string, so that a step is one call for all."""
+    if not texts:
+        return []
+    whole = "\n".join(texts)
+    odd: list[int] = []
+    if _GONE in whole or whole.count("\n") != len(texts) - 1:  # lines and gone marks must be told apart
+        odd = [place for place, text in enumerate(texts) if _GONE in text or "\n" in text]
+        alone = set(odd)
+        whole = "\n".join(["" if place in alone else text for place, text in enumerate(texts)])
+    marks = [mark for mark in MARKS if mark in whole]
+    for mark in marks:
+        whole = whole.replace(" " + mark, " " + _GONE).replace(mark + " ", _GONE + " ")
+    # Where a mark next to a space is gone, the same mark elsewhere in the text would go too. A comma between
+    # digits takes all marks with it, and the limit of periods is one per text.
+    odd += [
+        place
+        for place, line in enumerate(whole.split("\n"))
+        if (_GONE in line and not MARKS.isdisjoint(line))
+        or ("," in line and _COMMA.search(line))
+        or (len(line) > PERIOD_LIMIT and line.count(".") > PERIOD_LIMIT)
+    ]
+    whole = whole.replace(_GONE, "")
+    for mark in marks:
+        whole = whole.replace(mark, " ")
+    lines = _PERIOD.sub("", whole).split("\n")
+    for place in odd:
+        lines[place] = strip_marks(texts[place])
+    return lines
 
 
-def _map_plain(text: str) -> str:
-    """``map_words`` of lower-case words with single spaces between them."""
-    return text if _SPECIAL.isdisjoint(text.split(" ")) else map_words(text)
+def _clean_all(texts: Sequence[str]) -> list[str]:
+    """``clean`` of each text."""
+    whole = "".join(texts)
+    return list(map(clean if "\n" in whole or "\t" in whole else str.strip, texts))
+
+
+def all_forms(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Every form (see ``FORMS``) of each text.
+
+    The EvalAI form is what LLaVA applies before it submits, and to both sides for TextVQA.
+    """
+    cleaned = _clean_all(texts)
+    stripped = strip_marks_all(cleaned)
+    normalised = list(map(map_words, stripped))
+    # Without , ? ' the EvalAI processor differs only in when it lowers the case, which matters outside ASCII.
+    own = [
+        place
+        for place, text in enumerate(texts)
+        if "'" in text or "," in text or "?" in text or not text.isascii()
+    ]
+    submitted = _replaced(normalised, own, [_evalai_start(texts[place]) for place in own])
+    # Marks and capitals are gone by now. What a second pass may change is a contraction that was restored, a
+    # period beyond the limit, or a letter outside ASCII.
+    again = [
+        place for place, form in enumerate(submitted) if "'" in form or "." in form or not form.isascii()
+    ]
+    resubmitted = _replaced(submitted, again, [submitted[place] for place in again])
+    unclean = [place for place, form in enumerate(cleaned) if form != texts[place]]
+    for place, form in zip(unclean, strip_marks_all([texts[place] for place in unclean]), strict=True):
+        stripped[place] = form
+    columns = (list(texts), cleaned, normalised, submitted, resubmitted, stripped)
+    return dict(zip(FORMS, columns, strict=True))
+
+
+def _replaced(forms: list[str], places: list[int], texts: list[str]) -> list[str]:
+    """The forms, but at some places the normalisation of other texts, which are clean."""
+    out = list(forms)
+    for place, text in zip(places, strip_marks_all(texts), strict=True):
+        out[place] = map_words(text)
+    return out

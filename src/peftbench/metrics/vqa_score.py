@@ -23,29 +23,55 @@ it.
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from peftbench.errors import UserError
+from peftbench.metrics._vqa_refs import MAX_PATTERN_BITS, Interner, compile_answers
+from peftbench.metrics._vqa_text import all_forms
 from peftbench.metrics.base import MetricResult, MetricSettings, check_lengths, read_settings
 
 if TYPE_CHECKING:
     import numpy as np
 
     from peftbench.data.example import Example
-    from peftbench.metrics._vqa_refs import Compiled
+    from peftbench.metrics._vqa_refs import Compiled, Group
 
 VARIANTS = ("official", "evalai", "legacy2017", "always_normalise", "m4c")
 Variant = Literal["official", "evalai", "legacy2017", "always_normalise", "m4c"]
 ANNOTATORS = 10
 UNANSWERABLE = "unanswerable"
-MAX_PATTERN_BITS = 10
-"""Up to so many answers per question, the accuracy of each pattern of matches is looked up in a table."""
-BLOCK = 8192
-"""Questions compared at a time."""
+BLOCK = 1 << 16
+"""Questions compared at a time: arrays of a few hundred kilobytes stay in the cache of a core."""
 MAX_QUESTION_TYPES = 100
 """Question types are split out only where there are at most so many (VQAv2 has 65)."""
+
+_ALWAYS = {"always_normalise": ("normalised", "normalised"), "m4c": ("submitted", "submitted")}
+COMPARED = {
+    "mixed": {
+        "official": ("normalised", "normalised"),
+        "evalai": ("normalised", "resubmitted"),
+        "legacy2017": ("stripped", "normalised"),
+        **_ALWAYS,
+    },
+    "alike": {
+        "official": ("cleaned", "cleaned"),
+        "evalai": ("cleaned", "submitted"),
+        "legacy2017": ("stripped", "normalised"),
+        **_ALWAYS,
+    },
+    "same": {
+        "official": ("cleaned", "cleaned"),
+        "evalai": ("cleaned", "submitted"),
+        "legacy2017": ("raw", "normalised"),
+        **_ALWAYS,
+    },
+}
+"""Per kind of question and variant: which form of the answers is compared with which form of the prediction."""
+PREDICTION_FORMS = ("cleaned", "normalised", "submitted", "resubmitted")
+"""The forms of predictions that are compared."""
 
 
 class Settings(MetricSettings, frozen=True, kw_only=True):
@@ -57,8 +83,6 @@ class Settings(MetricSettings, frozen=True, kw_only=True):
 
 def score(predictions: Sequence[str], examples: Sequence[Example], settings: dict[str, Any]) -> MetricResult:
     """VQA-score of each prediction against its example's annotators; see the module for the variants."""
-    from peftbench.metrics._vqa_refs import compile_answers
-
     typed = read_settings(Settings, settings, "vqa_score")
     check_lengths(predictions, examples)
     compiled = compile_answers(
@@ -78,7 +102,9 @@ def score_compiled(
     from peftbench.metrics._uncertainty import mean_uncertainty
 
     odd = sorted(
-        (int(rows[0]), len(raw), len(rows)) for rows, raw in references.groups if len(raw) != ANNOTATORS
+        (int(group.rows.min()), group.width, len(group.rows))
+        for group in references.groups
+        if group.width != ANNOTATORS
     )
     if odd and settings.variant == "m4c":
         raise UserError(
@@ -147,58 +173,83 @@ def variant_accuracies(predictions: Sequence[str], references: Compiled) -> dict
     """Accuracy in [0, 1] of each prediction by variant, float64 [n]; m4c is None unless all have ten."""
     import numpy as np
 
-    from peftbench.metrics._vqa_text import prediction_forms
-
-    distinct = dict.fromkeys(predictions, 0)
-    distinct.update(zip(distinct, range(len(distinct)), strict=True))
-    codes = np.array(list(map(distinct.__getitem__, predictions)), dtype=np.int32)
-    get = references.vocabulary.get
-    # Ids of (cleaned, normalised, submitted, submitted normalised) per prediction; -1: nobody's word.
-    flat = [get(form, -1) for text in distinct for form in prediction_forms(text)]
-    known = np.array(flat, dtype=np.int32).reshape(-1, 4).T.copy()
+    distinct = Interner()
+    codes = np.fromiter(map(distinct.__getitem__, predictions), dtype=np.intp, count=len(predictions))
+    known = _known_forms(list(distinct), references)
     out = {name: np.zeros(len(codes)) for name in VARIANTS}
-    for rows, raw in references.groups:
-        for start in range(0, len(rows), BLOCK):  # small arrays stay in the cache of a core
-            some = rows[start : start + BLOCK]
-            _score_block(out, some, raw[:, start : start + BLOCK], references.forms, known[:, codes[some]])
-    even = all(len(raw) == ANNOTATORS for _, raw in references.groups)
+    for group in references.groups:
+        if group.width > MAX_PATTERN_BITS:
+            _score_wide(out, group, references.forms, known, codes[group.rows])
+        else:
+            for start in range(0, len(group.rows), BLOCK):
+                _score_block(out, group, references.forms, known, codes, start)
+    even = all(group.width == ANNOTATORS for group in references.groups)
     return {name: None if name == "m4c" and not even else x for name, x in out.items()}
+
+
+def _known_forms(texts: list[str], references: Compiled) -> dict[str, np.ndarray]:
+    """Per form the id of that form of each text, int32; -1 for what is no form of any answer."""
+    import numpy as np
+
+    def find(some: list[str]) -> np.ndarray:
+        return np.array(list(map(references.vocabulary.get, some, itertools.repeat(-1))), dtype=np.int32)
+
+    # What is itself an answer was normalised when the references were compiled.
+    ids = find(texts)
+    new = np.flatnonzero((ids < 0) | (ids >= len(references.forms["raw"])))
+    forms = all_forms([texts[place] for place in new.tolist()])
+    out = {}
+    for name in PREDICTION_FORMS:
+        out[name] = references.forms[name].take(ids, mode="clip")
+        out[name][new] = find(forms[name])
+    return out
 
 
 def _score_block(
     out: dict[str, np.ndarray],
-    rows: np.ndarray,
-    raw: np.ndarray,
-    tables: dict[str, np.ndarray],
-    predictions: np.ndarray,
+    group: Group,
+    answer_forms: dict[str, np.ndarray],
+    prediction_forms: dict[str, np.ndarray],
+    codes: np.ndarray,
+    start: int,
 ) -> None:
-    """All variants for some questions: raw answer ids [width, m], forms of their predictions [4, m]."""
+    """All variants for ``BLOCK`` questions of a group; ``codes`` [n]: which prediction each question got."""
     import numpy as np
 
-    cleaned, normalised, submitted, resubmitted = predictions
-    forms = {name: table[raw] for name, table in tables.items()}
-    agreed = (forms["clean"] == forms["clean"][0]).all(axis=0)
-    official = np.where(agreed, forms["clean"], forms["normalised"])
-    out["official"][rows] = _accuracies(official, np.where(agreed, cleaned, normalised))
-    out["evalai"][rows] = _accuracies(official, np.where(agreed, submitted, resubmitted))
-    out["always_normalise"][rows] = _accuracies(forms["normalised"], normalised)
-    legacy = np.where((raw == raw[0]).all(axis=0), forms["raw"], forms["stripped"])
-    out["legacy2017"][rows] = _accuracies(legacy, normalised)
-    out["m4c"][rows] = _accuracies(forms["evalai"], submitted)
+    rows = group.rows[start : start + BLOCK]
+    stop = start + len(rows)
+    compared = COMPARED[group.kind]
+    matches = {pair: np.zeros(len(rows), dtype=np.uint16) for pair in set(compared.values())}
+    given = {name: ids[codes[rows]] for name, ids in prediction_forms.items()}
+    offset = 0
+    for reach in group.reach:  # all first answers, all second answers, ...
+        if reach <= start:
+            break
+        place = slice(offset + start, offset + min(reach, stop))
+        answers, patterns = group.answers[place].astype(np.intp), group.patterns[place]
+        forms = {name: answer_forms[name][answers] for name in {pair[0] for pair in matches}}
+        for (wanted, got), found in matches.items():
+            found[: len(answers)] |= patterns * (forms[wanted] == given[got][: len(answers)])
+        offset += reach
+    accuracies = {pair: _pattern_table(group.width)[found] for pair, found in matches.items()}
+    for variant, pair in compared.items():
+        out[variant][rows] = accuracies[pair]
 
 
-def _accuracies(answers: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Leave-one-out accuracy, float64 [m], of prediction ids [m] against answer ids [width, m]."""
+def _score_wide(
+    out: dict[str, np.ndarray],
+    group: Group,
+    answer_forms: dict[str, np.ndarray],
+    prediction_forms: dict[str, np.ndarray],
+    codes: np.ndarray,
+) -> None:
+    """All variants for questions with too many answers for patterns; ``codes``: the prediction of each."""
     import numpy as np
 
-    width = len(answers)
-    if width > MAX_PATTERN_BITS:
-        return np.array([leave_one_out(row) for row in (answers == predictions).T.tolist()])
-    # The pattern of matches as one integer: a thousand patterns at most, so each is computed once.
-    patterns = np.zeros(len(predictions), dtype=np.uint16)
-    for place, row in enumerate(answers):
-        patterns |= (row == predictions).astype(np.uint16) << np.uint16(place)
-    return _pattern_table(width)[patterns]
+    answers = group.answers.reshape(group.width, -1)
+    for variant, (wanted, got) in COMPARED[group.kind].items():
+        matches = answer_forms[wanted][answers] == prediction_forms[got][codes]
+        out[variant][group.rows] = np.array([leave_one_out(row) for row in matches.T.tolist()])
 
 
 @functools.cache
@@ -207,9 +258,11 @@ def _pattern_table(width: int) -> np.ndarray:
     import numpy as np
 
     places = range(width)
-    return np.array(
-        [leave_one_out([bool(pattern >> place & 1) for place in places]) for pattern in range(1 << width)]
-    )
+    table = np.ones(1 << width)  # four matches are three others for everybody
+    for pattern in range(1 << width):
+        if pattern.bit_count() < 4:
+            table[pattern] = leave_one_out([bool(pattern >> place & 1) for place in places])
+    return table
 
 
 def leave_one_out(matches: Sequence[bool]) -> float:

@@ -21,6 +21,7 @@ from peftbench.analysis.style import (
     colour_index,
     method_title,
 )
+from peftbench.analysis.table import items_of
 from peftbench.canonical import file_sha256
 from peftbench.errors import UserError
 from peftbench.report.costs import costs, origin, summaries
@@ -47,7 +48,7 @@ def build_report(spec: ReportSpec, results: Path, out_dir: Path) -> dict[str, An
     """
     table = spec.table
     outcomes = read_outcomes(table, results)
-    grid = build_grid(table, outcomes)
+    grid = build_grid(table, outcomes, items_of(results))
     lines = read_lines(table, outcomes, results)
     shown = first_seeds(lines)
     titles = {model.name: model.title for model in table.models}

@@ -1,0 +1,236 @@
+"""The efficiency table (Table 15 of the paper) for people and machines: CSV, Markdown and HTML."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from markupsafe import Markup, escape
+
+from peftbench.analysis.render import table_css
+from peftbench.canonical import file_sha256
+from peftbench.efficiency.explain import GIGA, TERA, explain, fit_common
+from peftbench.efficiency.records import RunCosts
+from peftbench.efficiency.table import Row, Workload
+from peftbench.store import atomic_text
+
+FINGERPRINT_FILES = ("plain.html.jinja", "table.css")
+FOLDER = Path(__file__).parent
+NOTHING = "–"
+TITLE = "Efficiency: trainable parameters and FLOPs"
+METHOD_NOTE = (
+    "Counted: matrix products and convolutions of the real graph on torch's meta device, two operations per "
+    "multiply-add, one image per example; attention in full, without skipping its masked half. Formula: the "
+    "paper's equations 5 and 6 for the same tokens."
+)
+
+RunKey = tuple[str, str, str, str]
+"""Model, method, connector and location."""
+
+
+class Heading(msgspec.Struct, frozen=True):
+    """A column: its label, and a note below it with lines parted by " · "."""
+
+    label: str
+    note: str = ""
+
+
+class Block(msgspec.Struct, frozen=True):
+    """Rows under a common label; a cell that repeats the one above is empty."""
+
+    label: str
+    rows: list[list[str]]
+
+
+class PlainTable(msgspec.Struct, frozen=True):
+    """Text in rows and columns; the first ``keys`` columns name the row."""
+
+    title: str
+    headings: list[Heading]
+    keys: int
+    blocks: list[Block]
+
+
+def write_efficiency(
+    rows: Sequence[Row],
+    workload: Workload,
+    out_dir: Path,
+    name: str,
+    runs: Mapping[RunKey, RunCosts] | None = None,
+) -> dict[str, str]:
+    """Write ``<name>.csv``, ``.md`` and ``.html`` to ``out_dir``; their sha256 by file name.
+
+    ``runs`` are measured costs of training for those rows that were run. ``rows`` is not empty.
+    """
+    tables = [costs_table(rows, runs or {}), *published_table(rows)]
+    paragraphs = [METHOD_NOTE, *explain(rows, workload)]
+    texts = {
+        "csv": to_csv(rows, runs or {}),
+        "md": _markdown(tables, paragraphs),
+        "html": _page(tables, paragraphs),
+    }
+    paths = {kind: out_dir / f"{name}.{kind}" for kind in texts}
+    for kind, path in paths.items():
+        atomic_text(path, texts[kind])
+    return {path.name: file_sha256(path) for path in paths.values()}
+
+
+def key_of(row: Row) -> RunKey:
+    """Where the run of a row is found in ``runs``."""
+    return row.model, row.method, row.connector, row.location
+
+
+def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, RunCosts]) -> PlainTable:
+    """Parameters, FLOPs by formula and counted, and measured costs where there are runs."""
+    columns: list[tuple[Heading, Callable[[Row], str]]] = [
+        (Heading("Trainable"), lambda r: f"{r.trainable:,}"),
+        (Heading("% of all", "paper"), _percent),
+        (Heading("Training", "formula · TFLOPs"), lambda r: f"{r.train_formula / TERA:.2f}"),
+        (Heading("Training", "counted · TFLOPs"), lambda r: f"{r.train_measured / TERA:.2f}"),
+        (Heading("Ratio"), lambda r: f"{r.train_ratio:.2f}"),
+        (Heading("Checkpointed", "counted · TFLOPs"), lambda r: f"{r.train_recomputed / TERA:.2f}"),
+        (Heading("Token", "formula · GFLOPs"), lambda r: f"{r.token_formula / GIGA:.2f}"),
+        (Heading("Token", "counted · GFLOPs"), lambda r: f"{r.token_measured / GIGA:.2f}"),
+        (Heading("Ratio"), lambda r: f"{r.token_ratio:.2f}"),
+        (Heading("Token", "merged · GFLOPs"), lambda r: _scaled(r.token_merged, GIGA)),
+        (Heading("Answer", "counted · TFLOPs"), lambda r: f"{r.answer_measured / TERA:.2f}"),
+    ]
+    if any(key_of(row) in runs for row in rows):
+        columns += [
+            (Heading("Memory", "peak · GiB"), lambda r: _scaled(_run(runs, r, "memory"), 2**30)),
+            (Heading("Step", "seconds"), lambda r: _scaled(_run(runs, r, "step_seconds"), 1)),
+        ]
+    headings = [Heading("Method"), Heading("Connector"), *(heading for heading, _ in columns)]
+    return PlainTable(TITLE, headings, 2, _blocks(rows, [text for _, text in columns]))
+
+
+def published_table(rows: Sequence[Row]) -> list[PlainTable]:
+    """The published FLOPs, recomputed; no table where none are published."""
+    fits = fit_common(rows)
+    if not fits:
+        return []
+    found = {id(fit.row): fit for fit in fits}
+    common = f"N_t = {fits[0].tokens:,.0f}"
+    columns: list[tuple[Heading, Callable[[Row], str]]] = [
+        (Heading("Training", "published"), lambda r: f"{r.published_train:.3e}"),
+        (Heading("N_t", "implied by · equation 5"), lambda r: f"{r.implied_tokens:,.0f}"),
+        (Heading("Inference", "published"), lambda r: f"{r.published_inference:.3e}"),
+        (Heading("Equation 6", "at implied N_t"), lambda r: f"{r.inference_at_implied:.3e}"),
+        (Heading("Deviation", "%"), lambda r: _signed(r.inference_deviation or 0, 3)),
+        (Heading("Training", f"{common} · deviation, %"), lambda r: _signed(found[id(r)].train_deviation, 1)),
+        (
+            Heading("Inference", f"{common} · deviation, %"),
+            lambda r: _signed(found[id(r)].inference_deviation, 1),
+        ),
+    ]
+    headings = [Heading("Method"), Heading("Connector"), *(heading for heading, _ in columns)]
+    blocks = _blocks([fit.row for fit in fits], [text for _, text in columns])
+    return [PlainTable("Published FLOPs, recomputed", headings, 2, blocks)]
+
+
+def _blocks(rows: Sequence[Row], texts: Sequence[Callable[[Row], str]]) -> list[Block]:
+    blocks: list[Block] = []
+    previous = ""
+    for row in rows:
+        if not blocks or blocks[-1].label != row.model_title:
+            blocks.append(Block(row.model_title, []))
+            previous = ""
+        method = _method(row)
+        blocks[-1].rows.append(
+            ["" if method == previous else method, row.connector, *(text(row) for text in texts)]
+        )
+        previous = method
+    return blocks
+
+
+def _method(row: Row) -> str:
+    extra = [row.location] if row.location != "default" else []
+    extra += [f"{key} {value}" for key, value in msgspec.json.decode(row.settings).items() if _short(value)]
+    return row.method_title + (f" ({', '.join(extra)})" if extra else "")
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, int | float | str | bool)
+
+
+def _percent(row: Row) -> str:
+    ours = f"{row.percent_published_vocabulary:.3f}"
+    return ours if row.published_percent is None else f"{ours} ({row.published_percent:.3f})"
+
+
+def _scaled(value: float | None, unit: float) -> str:
+    return NOTHING if value is None else f"{value / unit:.2f}"
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _run(runs: Mapping[RunKey, RunCosts], row: Row, name: str) -> float | None:
+    run = runs.get(key_of(row))
+    return getattr(run, name) if run else None
+
+
+def to_csv(rows: Sequence[Row], runs: Mapping[RunKey, RunCosts]) -> str:
+    """All fields of all rows, with plain numbers."""
+    stream = io.StringIO()
+    names = [*Row.__struct_fields__, "runs", "devices", "peak_memory", "step_seconds", "examples_per_second"]
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        run = runs.get(key_of(row))
+        measured: list[Any] = [None] * 5
+        if run:
+            measured = [
+                run.runs,
+                ";".join(run.devices),
+                run.memory,
+                run.step_seconds,
+                run.examples_per_second,
+            ]
+        writer.writerow([*msgspec.structs.astuple(row), *measured])
+    return stream.getvalue()
+
+
+def _markdown(tables: Sequence[PlainTable], paragraphs: Sequence[str]) -> str:
+    lines = []
+    for table in tables:
+        heads = [" ".join([h.label, h.note.replace(" · ", " ")]).strip() for h in table.headings]
+        lines += [f"# {table.title}", "", _line(["Model", *heads])]
+        lines.append(_line([":--"] * (table.keys + 1) + ["--:"] * (len(heads) - table.keys)))
+        for block in table.blocks:
+            for at, row in enumerate(block.rows):
+                lines.append(_line([block.label if at == 0 else "", *row]))
+        lines.append("")
+    return "\n".join([*lines, *("\n".join([text, ""]) for text in paragraphs)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("_", "\\_") for cell in cells) + " |"
+
+
+def table_html(table: PlainTable) -> Markup:
+    """The table alone, to stand in a page that has ``table_css``."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return Markup(environment.get_template("plain.html.jinja").render(table=table))
+
+
+def _page(tables: Sequence[PlainTable], paragraphs: Sequence[str]) -> str:
+    body = "".join(f"<h2>{escape(table.title)}</h2>\n{table_html(table)}" for table in tables[1:])
+    legend = "".join(f'<p class="legend">{escape(text)}</p>\n' for text in paragraphs)
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(TITLE)}</title>\n<style>\n{table_css()}</style>\n"
+        f'<body class="alone">\n<h1>{escape(TITLE)}</h1>\n{table_html(tables[0])}{body}{legend}</body>\n</html>\n'
+    )

@@ -1,0 +1,1 @@
+"""Tests and intervals for comparing runs: paired over test items, over seeds, and over data sets."""

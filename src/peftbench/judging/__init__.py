@@ -1,0 +1,1 @@
+"""Answers judged by another model: a chat-completions service, or a model in a folder."""
