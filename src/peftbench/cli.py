@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from peftbench.config import Settings
 from peftbench.errors import UserError, did_you_mean
 from peftbench.graph import Job, Plan
 from peftbench.stages import RULES
 from peftbench.store import atomic_text
+from peftbench.views import ClaimsSpec
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="+", metavar="NAME", help="models and data sets, by the names of their files"
     )
     pin.set_defaults(run=_pin)
+
+    claims = commands.add_parser("claims", help="test the paper's claims on what has run so far")
+    _project_options(claims)
+    claims.set_defaults(run=_claims)
 
     schema = commands.add_parser("schema", help="check or write what is made from the configuration's types")
     schema.add_argument("--root", type=Path, default=Path(), help="the project's folder")
@@ -148,6 +155,21 @@ def _ticket(arguments: argparse.Namespace) -> int:
         words.append(f"--output {plan.marker(job)}")
     words.append(f"--execution '{plan.execution(job)}'")
     print(" \\\n  ".join(words))
+    return 0
+
+
+def _claims(arguments: argparse.Namespace) -> int:
+    """Like the workflow's target of that name, without waiting for the runs that are not there."""
+    plan = Plan(Settings.from_files(arguments.root.resolve(), arguments.configfile))
+    if plan.claims is None or plan.claims.claims is None:
+        raise UserError("config/claims.yaml: there is no such file: nothing is claimed")
+    results = arguments.root / plan.results
+    spec = msgspec.json.decode(plan.claims.claims.spec, type=ClaimsSpec)
+    facts = importlib.import_module("peftbench.analysis.claims").test_claims(
+        spec, results, results / "tables"
+    )
+    print(json.dumps(facts, indent=1))
+    print(f"{results}/tables/claims.html", file=sys.stderr)
     return 0
 
 

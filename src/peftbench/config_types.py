@@ -161,6 +161,8 @@ class ModelConfig(Config, frozen=True, kw_only=True):
     architecture: str = ""
     """File of ``config/architectures``, without suffix: the full-size configuration, for counting parameters and
     operations without the weights."""
+    published_vocabulary: PositiveInt | None = None
+    """Rows of the embeddings that published parameter counts refer to, where the checkpoint has others."""
     seen_data: dict[str, list[str]] = {}
     """What it was trained on before: phase -> names of data sets (``stands_for`` of those of this benchmark)."""
     cache_vision: bool = False

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 import string
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
+from peftbench.claims_file import read_claims, read_tables
 from peftbench.config import Settings, needs_judge
 from peftbench.config_types import Metric, ModelConfig, Published
 from peftbench.errors import UserError, did_you_mean
@@ -32,6 +34,7 @@ from peftbench.store import RECORD, atomic_bytes
 from peftbench.study import BASE, Expander, Run, optim_of
 from peftbench.views import (
     Cell,
+    ClaimsSpec,
     DatasetInfo,
     DescribedDataset,
     DescribedModel,
@@ -87,13 +90,14 @@ class StudyPlan(Struct, frozen=True, kw_only=True):
     plot: Job | None = None
     report: Job | None = None
     describe: Job | None = None
+    claims: Job | None = None
     data: list[Job] = []
     """What the describing table reads."""
 
     @property
     def views(self) -> list[Job]:
         """The jobs that make its files with stable names."""
-        return [job for job in (self.tabulate, self.plot, self.report, self.describe) if job]
+        return [job for job in (self.tabulate, self.plot, self.report, self.describe, self.claims) if job]
 
 
 class Plan:
@@ -107,6 +111,7 @@ class Plan:
         self._fingerprinter = fingerprinter or default_fingerprinter()
         self._codes: dict[str, str] = {}
         self._studies: dict[str, StudyPlan] = {}
+        self._tables: dict[str, TabulateSpec] = {}
         self.jobs: dict[str, Job] = {}
         """Digest -> job, of the studies expanded so far."""
 
@@ -346,6 +351,7 @@ class Plan:
                 for measure in study.measures or [""]
             ],
         )
+        self._tables[name] = table
         tabulate = self._add("tabulate", table, {}, name, "tables/.made")
         figure = PlotSpec(study=name, title=study.title, kind=study.figure)
         plot = self._add("plot", figure, {"table": tabulate}, name, "figures/.made")
@@ -362,6 +368,24 @@ class Plan:
             plot=plot,
             report=report,
         )
+
+    @functools.cached_property
+    def claims(self) -> StudyPlan | None:
+        """What the paper claims, held against the studies that there are; None without a file of claims."""
+        path, tables = self.settings.root / "config/claims.yaml", self.settings.root / "paper/tables"
+        if not path.exists():
+            return None
+        claims = read_claims(path, tables)
+        named = dict.fromkeys(claim.study for claim in claims.claims.values() if claim.study)
+        studies = [self.study(name) for name in named if name in self.settings.names("study")]
+        spec = ClaimsSpec(
+            claims=claims,
+            studies=[self._tables[study.name] for study in studies if study.tabulate],
+            published=read_tables(claims, tables),
+        )
+        job = self._add("claims", spec, {}, "claims", "tables/.made")
+        scores = [score for study in studies for score in study.scores]
+        return StudyPlan(name="claims", group="", runs=[], scores=scores, claims=job)
 
     def _plan_description(self, expander: Expander) -> StudyPlan:
         """A study that describes: its models, data sets and methods, and no runs."""
@@ -395,8 +419,20 @@ class Plan:
                 method: self._settings(expander.method_settings(method, name))
                 for method in expander.axes.get("method", [])
             },
-            architecture=config.architecture,
+            names=config.names,
+            architecture=self._architecture(config.architecture, name),
+            vocabulary=config.published_vocabulary,
         )
+
+    def _architecture(self, file: str, model: str) -> dict[str, Any]:
+        if not file:
+            return {}
+        path = self.settings.root / "config/architectures" / f"{file}.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"config/models/{model}.yaml: architecture: {path}: {error}") from None
+        return content
 
     def _described_dataset(self, name: str) -> DescribedDataset:
         config = self.settings.dataset(name, "a study")
@@ -480,8 +516,6 @@ class Plan:
 
     @functools.cache  # noqa: B019
     def _settings(self, text: str) -> dict[str, Any]:
-        import json
-
         loaded: dict[str, Any] = json.loads(text)
         return loaded
 
@@ -541,6 +575,7 @@ VIEW_FILES = {
     "plot": ("figures/{}.png", "figures/{}.svg"),
     "report": ("report/{}.html",),
     "describe": TABLE_FILES,
+    "claims": ("tables/{}.csv", "tables/{}_comparisons.csv", "tables/{}.md", "tables/{}.html"),
 }
 """Stage of a view -> its files with stable names, relative to the results folder."""
 
@@ -550,6 +585,7 @@ _NAMING = {
     "train": ("model", "method"),
     "predict": ("model", "method"),
     "score": ("metric",),
+    "plot": ("kind",),
     "describe": ("kind",),
     "judge": ("kind", "scale", "names"),
 }

@@ -63,6 +63,8 @@ class ModelNames(Spec, frozen=True, kw_only=True):
     """Module prefixes of the token embeddings and the output head."""
     template: str
     """Chat template: a file of src/peftbench/models/templates/, no suffix."""
+    constant: list[str] = []
+    """Parameters that no run trains, whatever part they are in: fixed position codes."""
     code: str = ""
     """Module of ``peftbench.models`` that registers the architecture, where transformers has none."""
     labels: Literal["answer", "chat_marks"] = "answer"

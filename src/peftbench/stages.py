@@ -31,6 +31,7 @@ RULES = {
     "plot": "plot_study",
     "report": "build_report",
     "describe": "describe_study",
+    "claims": "test_claims",
 }
 """Stage -> name of its rule and of its script in ``workflow/scripts``."""
 
@@ -51,6 +52,8 @@ def components(stage: str, spec: dict[str, Any], locate: Locate) -> Components:
         names = spec.get("names")
         templates = (f"models/templates/{names['template']}.jinja",) if names else ()
         return (judge, scale, *_model_code(names, locate)), templates
+    if stage == "plot":
+        return (_module("kind of figure", f"peftbench.analysis.figures.{spec['kind']}", locate),), ()
     if stage == "describe":
         return (_module("kind of study", f"peftbench.analysis.descriptions.{spec['kind']}", locate),), ()
     if stage == "score":

@@ -322,8 +322,11 @@ def method_module(method: str) -> ModuleType:
 
 
 def optim_of(run: Run, learning_rate: float) -> Optim:
-    """The optimiser of a run; the connector's learning rate counts only where the connector is tuned."""
+    """The optimiser of a run.
+
+    The connector's learning rate, which is the vision tower's too, counts only where one of them is tuned.
+    """
     training = {name: getattr(run.training, name) for name in _OPTIM if name in _TRAINING}
-    if run.connector == "frozen":
+    if run.connector == run.vision == "frozen":
         training["connector_learning_rate"] = 0.0
     return Optim(learning_rate=learning_rate, **training)

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import field
 
 from peftbench.claims_types import Claims
-from peftbench.spec import Connector, Location, Name, NonNegativeInt, Spec, TrainSize
+from peftbench.spec import Connector, Location, ModelNames, Name, NonNegativeInt, Spec, TrainSize
 
 FINGERPRINT_EXEMPT = "only types: what a job is given stands in its spec in full, defaults written out"
 
@@ -127,8 +127,11 @@ class DescribedModel(Spec, frozen=True, kw_only=True):
     """Settings of training of its runs."""
     methods: dict[str, dict[str, Any]]
     """Settings of each method on it."""
-    architecture: str
-    """File with its full-size configuration; empty: none."""
+    names: ModelNames
+    architecture: dict[str, Any]
+    """Content of its ``config.json`` at full size; empty: not known."""
+    vocabulary: int | None
+    """Rows of the embeddings that published counts refer to."""
 
 
 class DescribedDataset(Spec, frozen=True, kw_only=True):

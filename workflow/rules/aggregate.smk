@@ -81,3 +81,36 @@ for study in filter(lambda study: study.describe, STUDIES):
         shell:
             "describe_study.py --ticket {params.ticket:q} --output {output.marker:q}"
             " --execution {resources.execution:q} --log {log:q}"
+
+
+# The claims of the paper, over all studies that they name.
+if PLAN.claims:
+
+    rule test_claims:
+        input:
+            ancient(PLAN.scores(PLAN.claims)),
+        output:
+            csv="<results>/tables/claims.csv",
+            comparisons="<results>/tables/claims_comparisons.csv",
+            md="<results>/tables/claims.md",
+            html="<results>/tables/claims.html",
+            marker=PLAN.marker(PLAN.claims.claims),
+        log:
+            "<logs>/test_claims/claims.log",
+        localrule: True
+        conda:
+            "../../envs/environment.yaml"
+        resources:
+            execution=PLAN.execution(PLAN.claims.claims),
+        params:
+            ticket=PLAN.ticket_file(PLAN.claims.claims),
+        message:
+            "Testing the claims"
+        shell:
+            "test_claims.py --ticket {params.ticket:q} --output {output.marker:q}"
+            " --execution {resources.execution:q} --log {log:q}"
+
+    rule claims:
+        input:
+            ancient(PLAN.targets(PLAN.claims)),
+        localrule: True

@@ -53,13 +53,13 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
     axes = varying_axes(tuned, [*VARIANT_AXES, *further])
     for row in rows:
         row["variant"] = variant_title({axis: row[axis] for axis in axes if row[axis] is not None})
-    methods = _distinct(row["method"] for row in tuned)
-    variants = _distinct(row["variant"] for row in tuned)
-    models = _distinct(row["model"] for row in rows)
+    methods = distinct(row["method"] for row in tuned)
+    variants = distinct(row["variant"] for row in tuned)
+    models = distinct(row["model"] for row in rows)
     panels = []
     for model in models:
         mine = [row for row in rows if row["model"] == model]
-        sets = _distinct(row["target"] for row in mine)
+        sets = distinct(row["target"] for row in mine)
         single = [_panel([row for row in mine if row["target"] == name], methods, variants) for name in sets]
         if len(single) > 1 and len({row["higher_is_better"] for row in mine}) == 1:
             panels.append(_average_panel(single))
@@ -70,7 +70,8 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
     )
 
 
-def _distinct(values: Any) -> list[str]:
+def distinct(values: Any) -> list[str]:
+    """Each value once, in order."""
     return list(dict.fromkeys(values))
 
 
@@ -81,7 +82,7 @@ def _panel(rows: Sequence[Row], methods: Sequence[str], variants: Sequence[str])
             here = [row for row in rows if row["method"] == method and row["variant"] == variant]
             if here:
                 dots.append(_dot(method, variant, here))
-    base = [estimate for row in rows if row["method"] == UNTUNED and (estimate := _estimate(row))]
+    base = [estimate for row in rows if row["method"] == UNTUNED and (estimate := row_estimate(row))]
     first = rows[0]
     counts = sorted({row["n"] for row in rows if row["n"] is not None})
     note = ", ".join([first["metric"], *(f"n = {n}" for n in counts)])
@@ -98,13 +99,14 @@ def _panel(rows: Sequence[Row], methods: Sequence[str], variants: Sequence[str])
 
 def _dot(method: str, variant: str, rows: Sequence[Row]) -> Dot:
     bad = sorted({row["status"] for row in rows} - {"ok"})
-    estimates = [estimate for row in rows if (estimate := _estimate(row))]
+    estimates = [estimate for row in rows if (estimate := row_estimate(row))]
     if bad or not estimates:
         return Dot(method=method, variant=variant, status=bad[0] if bad else "missing")
     return Dot(method=method, variant=variant, status="ok", estimate=over_seeds(estimates))
 
 
-def _estimate(row: Row) -> Estimate | None:
+def row_estimate(row: Row) -> Estimate | None:
+    """The score of a row of the long table; None where its run has none."""
     if row["value"] is None:
         return None
     return Estimate(**{name: row[name] for name in ("value", "stderr", "low", "high", "n")})

@@ -16,7 +16,7 @@ from peftbench.efficiency.records import RunCosts
 from peftbench.efficiency.table import Row, Workload
 from peftbench.store import atomic_text
 
-FINGERPRINT_FILES = ("plain.html.jinja", "table.css")
+FINGERPRINT_FILES = ("efficiency.html.jinja", "table.css")
 FOLDER = Path(__file__).parent
 NOTHING = "–"
 TITLE = "Efficiency: trainable parameters and FLOPs"
@@ -44,7 +44,7 @@ class Block(msgspec.Struct, frozen=True):
     rows: list[list[str]]
 
 
-class PlainTable(msgspec.Struct, frozen=True):
+class BlockTable(msgspec.Struct, frozen=True):
     """Text in rows and columns; the first ``keys`` columns name the row."""
 
     title: str
@@ -82,7 +82,7 @@ def key_of(row: Row) -> RunKey:
     return row.model, row.method, row.connector, row.location
 
 
-def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, RunCosts]) -> PlainTable:
+def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, RunCosts]) -> BlockTable:
     """Parameters, FLOPs by formula and counted, and measured costs where there are runs."""
     columns: list[tuple[Heading, Callable[[Row], str]]] = [
         (Heading("Trainable"), lambda r: f"{r.trainable:,}"),
@@ -103,10 +103,10 @@ def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, RunCosts]) -> PlainTa
             (Heading("Step", "seconds"), lambda r: _scaled(_run(runs, r, "step_seconds"), 1)),
         ]
     headings = [Heading("Method"), Heading("Connector"), *(heading for heading, _ in columns)]
-    return PlainTable(TITLE, headings, 2, _blocks(rows, [text for _, text in columns]))
+    return BlockTable(TITLE, headings, 2, _blocks(rows, [text for _, text in columns]))
 
 
-def published_table(rows: Sequence[Row]) -> list[PlainTable]:
+def published_table(rows: Sequence[Row]) -> list[BlockTable]:
     """The published FLOPs, recomputed; no table where none are published."""
     fits = fit_common(rows)
     if not fits:
@@ -127,7 +127,7 @@ def published_table(rows: Sequence[Row]) -> list[PlainTable]:
     ]
     headings = [Heading("Method"), Heading("Connector"), *(heading for heading, _ in columns)]
     blocks = _blocks([fit.row for fit in fits], [text for _, text in columns])
-    return [PlainTable("Published FLOPs, recomputed", headings, 2, blocks)]
+    return [BlockTable("Published FLOPs, recomputed", headings, 2, blocks)]
 
 
 def _blocks(rows: Sequence[Row], texts: Sequence[Callable[[Row], str]]) -> list[Block]:
@@ -194,7 +194,7 @@ def to_csv(rows: Sequence[Row], runs: Mapping[RunKey, RunCosts]) -> str:
     return stream.getvalue()
 
 
-def _markdown(tables: Sequence[PlainTable], paragraphs: Sequence[str]) -> str:
+def _markdown(tables: Sequence[BlockTable], paragraphs: Sequence[str]) -> str:
     lines = []
     for table in tables:
         heads = [" ".join([h.label, h.note.replace(" · ", " ")]).strip() for h in table.headings]
@@ -211,7 +211,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("_", "\\_") for cell in cells) + " |"
 
 
-def table_html(table: PlainTable) -> Markup:
+def table_html(table: BlockTable) -> Markup:
     """The table alone, to stand in a page that has ``table_css``."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -222,10 +222,10 @@ def table_html(table: PlainTable) -> Markup:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return Markup(environment.get_template("plain.html.jinja").render(table=table))
+    return Markup(environment.get_template("efficiency.html.jinja").render(table=table))
 
 
-def _page(tables: Sequence[PlainTable], paragraphs: Sequence[str]) -> str:
+def _page(tables: Sequence[BlockTable], paragraphs: Sequence[str]) -> str:
     body = "".join(f"<h2>{escape(table.title)}</h2>\n{table_html(table)}" for table in tables[1:])
     legend = "".join(f'<p class="legend">{escape(text)}</p>\n' for text in paragraphs)
     return (

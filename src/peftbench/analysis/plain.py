@@ -35,7 +35,7 @@ def write_plain(table: PlainTable, out_dir: Path, name: str) -> dict[str, str]:
     texts = {
         "csv": _csv(table),
         "md": _markdown(table),
-        "tex": _latex(table),
+        "tex": to_latex(table),
         "html": _html(table),
     }
     for suffix, text in texts.items():
@@ -64,7 +64,8 @@ def _pipes(cells: object) -> str:
     return "| " + " | ".join(cells) + " |"  # type: ignore[arg-type]
 
 
-def _latex(table: PlainTable) -> str:
+def to_latex(table: PlainTable) -> str:
+    """A ``table`` with booktabs rules."""
     spec = "".join("r" if i in table.right else "l" for i in range(len(table.head)))
     caption = ". ".join([table.title, *(note.rstrip(".") for note in table.notes)])
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{tex_text(caption)}}}"]

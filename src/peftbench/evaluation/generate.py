@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from peftbench.errors import UserError
+from peftbench.evaluation.epochs import epoch_of, weights_of
 from peftbench.models.load import load_base, pick_device
 from peftbench.store import partial_directory
 from peftbench.training.adapt import attach, restore
@@ -61,14 +62,16 @@ def generate_predictions(
     from peftbench.data.load import read_examples
 
     torch.set_num_threads(execution.threads)
-    base = load_base(base_dir, spec.precision, pick_device(execution.device))
+    base = load_base(base_dir, spec.precision, pick_device(execution.device), spec.model)
     torch.manual_seed(0)  # attach draws values that restore overwrites
-    merged = _tune(spec, base, run_dir)
+    epoch = None if run_dir is None else epoch_of(run_dir, spec.epoch)
+    merged = _tune(spec, base, None if run_dir is None else weights_of(run_dir, epoch))
     examples = read_examples(data_dir, "test")
     if not examples:
         raise UserError(f"{data_dir}: the test split is empty")
     shas = [example.image for example in examples]
-    images, cache_facts = open_images(base, spec.model, image_store, shas, cache_folder(execution))
+    cache = cache_folder(execution) if spec.vision == "frozen" else None
+    images, cache_facts = open_images(base, spec.model, image_store, shas, cache)
     prompts = encode(base, images, spec.model, spec.prompt, examples, None, answers=False)
 
     start = time.monotonic()
@@ -91,6 +94,7 @@ def generate_predictions(
     return {
         "examples": len(answers),
         "merged": merged,
+        "epoch": epoch or "last",
         "unfinished": sum(not answer.finished for answer in answers),
         "seconds": round(seconds, 3),
         "throughput": {
@@ -107,7 +111,7 @@ def _tune(spec: PredictSpec, base: Base, run_dir: Path | None) -> bool:
     if run_dir is None:
         # The untuned model: whatever the spec says about a connector, there are no weights to load.
         untuned = msgspec.structs.replace(
-            spec, method="base", settings={}, connector="frozen", location="default"
+            spec, method="base", settings={}, connector="frozen", vision="frozen", location="default"
         )
         attach(base, untuned)
         return False
@@ -170,10 +174,8 @@ def greedy(
 
 
 def end_tokens(base: Base) -> set[int]:
-    """Ids that end an answer: the tokenizer's end token and what the model's own configuration lists."""
-    own = base.model.generation_config.eos_token_id
-    listed = [] if own is None else own if isinstance(own, list) else [own]
-    return {int(base.tokenizer.eos_token_id), *map(int, listed)}
+    """Ids that end an answer."""
+    return base.end_tokens()
 
 
 def decode(base: Base, ids: Sequence[int], ends: set[int]) -> Answer:

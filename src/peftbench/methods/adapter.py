@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from peftbench.models.arch import places, target_regex
+from peftbench.errors import UserError
+from peftbench.models.arch import check_leaves, places, target_regex
 
 if TYPE_CHECKING:
     from peftbench.models.arch import Dims
@@ -23,6 +24,8 @@ TRAINS = True
 MERGEABLE = False
 LOCATIONS: tuple[str, ...] = ("attn", "mlp", "both")
 DEFAULT_LOCATION = "mlp"
+LEAF_SETTINGS = ("inputs", "outputs")
+"""Settings that name the layers which location "default" means; where one is given, it stays "default"."""
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,12 +42,26 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Up projection: N(0, 0.02) as in the paper's code, or zero so that step 0 is the base model."""
     placement: Literal["llm_adapters", "houlsby"] = "llm_adapters"
     """Before all but the last layer of each block and after the last; or only after the last."""
+    inputs: list[str] | None = None
+    """Linear layers adapted at their input, if location "default" shall mean others."""
+    outputs: list[str] | None = None
+    """Linear layers adapted at their output, likewise; given one of the two, the other is empty."""
 
 
 def _leaves(
     attention: list[str], mlp: list[str], config: Config, location: str
 ) -> tuple[list[str], list[str]]:
     """Leaf paths adapted at their input and at their output."""
+    if location == "default" and (config.inputs is not None or config.outputs is not None):
+        inputs, outputs = config.inputs or [], config.outputs or []
+        both = sorted({*inputs} & {*outputs})
+        if both or not inputs + outputs:
+            raise UserError(
+                f"method adapter: {both[0]} stands under inputs and outputs: name it once"
+                if both
+                else "method adapter: inputs and outputs are both empty: name a linear layer"
+            )
+        return inputs, outputs
     wanted = places(location, DEFAULT_LOCATION, LOCATIONS, "adapter")
     blocks = [block for block, chosen in zip((attention, mlp), wanted, strict=True) if chosen]
     inputs = [] if config.placement == "houlsby" else [leaf for block in blocks for leaf in block[:-1]]
@@ -75,6 +92,7 @@ def apply(model: Any, names: ModelNames, config: Config, location: str) -> Any:
 def trainable_count(dims: Dims, config: Config, location: str) -> int:
     """Per adapter on a stream of width d: ``2 d b``, and ``b + d`` with biases."""
     inputs, outputs = _leaves(dims.attention, dims.mlp, config, location)
+    check_leaves(dims, inputs + outputs, "method adapter: inputs or outputs")
     widths = [dims.linear[leaf][0] for leaf in inputs] + [dims.linear[leaf][1] for leaf in outputs]
     b = config.bottleneck
     return dims.layers * sum(2 * d * b + (b + d if config.bias else 0) for d in widths)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct
 
-from peftbench.models.arch import places, target_regex
+from peftbench.models.arch import check_leaves, places, target_regex
 
 if TYPE_CHECKING:
     from peftbench.models.arch import Dims
@@ -21,6 +21,8 @@ TRAINS = True
 MERGEABLE = True
 LOCATIONS: tuple[str, ...] = ("attn", "mlp", "both")
 DEFAULT_LOCATION = "both"
+LEAF_SETTINGS = ("targets",)
+"""Settings that name the layers which location "default" means; where one is given, it stays "default"."""
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -33,11 +35,15 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.05
     rank_stabilised: bool = False
     """Scale by ``alpha / sqrt(rank)`` (rsLoRA)."""
+    targets: Annotated[list[str], Meta(min_length=1)] | None = None
+    """Linear layers inside a decoder layer that location "default" means instead."""
 
 
-def _leaves(names: ModelNames, location: str) -> list[str]:
-    attention, mlp = places(location, DEFAULT_LOCATION, LOCATIONS, "lora")
-    return (names.attention if attention else []) + (names.mlp if mlp else [])
+def _leaves(attention: list[str], mlp: list[str], config: Config, location: str) -> list[str]:
+    if location == "default" and config.targets is not None:
+        return config.targets
+    wanted = places(location, DEFAULT_LOCATION, LOCATIONS, "lora")
+    return (attention if wanted[0] else []) + (mlp if wanted[1] else [])
 
 
 def apply(model: Any, names: ModelNames, config: Config, location: str) -> Any:
@@ -50,7 +56,7 @@ def apply(model: Any, names: ModelNames, config: Config, location: str) -> Any:
         lora_dropout=config.dropout,
         use_rslora=config.rank_stabilised,
         bias="none",
-        target_modules=target_regex(names, _leaves(names, location)),
+        target_modules=target_regex(names, _leaves(names.attention, names.mlp, config, location)),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, settings)
@@ -58,6 +64,6 @@ def apply(model: Any, names: ModelNames, config: Config, location: str) -> Any:
 
 def trainable_count(dims: Dims, config: Config, location: str) -> int:
     """``layers * rank * sum(in + out)`` over the targeted linear layers."""
-    attention, mlp = places(location, DEFAULT_LOCATION, LOCATIONS, "lora")
-    leaves = (dims.attention if attention else []) + (dims.mlp if mlp else [])
+    leaves = _leaves(dims.attention, dims.mlp, config, location)
+    check_leaves(dims, leaves, "method lora: targets")
     return dims.layers * config.rank * sum(sum(dims.linear[leaf]) for leaf in leaves)

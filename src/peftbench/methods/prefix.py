@@ -61,6 +61,14 @@ def finish(model: Any) -> None:
     fold(model)
 
 
+def snapshot(model: Any, config: Any) -> dict[str, Any]:
+    """What ``finish`` would leave to save, and its configuration (changed in place), the model left as it is."""
+    from peftbench.tuners.kv_prefix import folded
+
+    config.projection = False
+    return folded(model)
+
+
 def trainable_count(dims: Dims, config: Config, location: str) -> int:
     """``tokens * 2 * layers * kv heads * head size``; with a projection, the parameters of the MLP."""
     places(location, DEFAULT_LOCATION, LOCATIONS, "prefix")

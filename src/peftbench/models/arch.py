@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from peftbench.errors import UserError
+from peftbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +26,9 @@ COMPONENTS = ("language", "connector", "vision", "embeddings")
 class Dims(msgspec.Struct, frozen=True):
     """Sizes that decide how many parameters a method adds.
 
-    ``attention`` and ``mlp`` are the leaf paths of ``ModelNames``; ``linear`` maps each to ``(in_features,
-    out_features)``. ``hidden`` is the width of the residual stream (the output of the last MLP layer).
+    ``attention`` and ``mlp`` are the leaf paths of ``ModelNames``; ``linear`` maps them, and whatever other linear
+    layers all decoder layers share, to ``(in_features, out_features)``. ``hidden`` is the width of the residual
+    stream (the output of the last MLP layer).
     """
 
     layers: int
@@ -88,30 +89,48 @@ def measure_dims(model: nn.Module, names: ModelNames) -> Dims:
 
     Raises ``UserError`` where a leaf of the model file is missing or layers differ in shape.
     """
-    per_layer = []
+    from torch.nn import Linear
+
     layers = decoder_layers(model, names)
+    named = [*names.attention, *names.mlp]
+    per_layer = []
     for path, layer in layers.items():
-        shapes = {}
-        for leaf in [*names.attention, *names.mlp]:
-            try:
-                module = layer.get_submodule(leaf)
-            except AttributeError:
-                raise UserError(f"model file: {leaf} is not a module of {path}") from None
-            shapes[leaf] = (int(module.in_features), int(module.out_features))  # type: ignore[arg-type]
-        kv_heads, head_dim = head_shape(layer.get_submodule(names.attention_module))
-        per_layer.append((shapes, kv_heads, head_dim))
-    if any(layer != per_layer[0] for layer in per_layer):
+        linear = {
+            leaf: (module.in_features, module.out_features)
+            for leaf, module in layer.named_modules()
+            if isinstance(module, Linear)
+        }
+        for leaf in named:
+            if leaf not in linear:
+                raise UserError(
+                    f"model file: {leaf} is not a module of {path} with a weight matrix"
+                    f"{did_you_mean(leaf, linear)}"
+                )
+        per_layer.append((linear, head_shape(layer.get_submodule(names.attention_module))))
+    first, heads = per_layer[0]
+    shared = {
+        leaf: size for leaf, size in first.items() if all(one.get(leaf) == size for one, _ in per_layer)
+    }
+    if any(leaf not in shared for leaf in named) or any(other != heads for _, other in per_layer):
         raise UserError(f"model file: layers: the layers matched by {names.layers!r} differ in shape")
-    shapes, kv_heads, head_dim = per_layer[0]
     return Dims(
         layers=len(layers),
         attention=list(names.attention),
         mlp=list(names.mlp),
-        linear=shapes,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        hidden=shapes[names.mlp[-1]][1],
+        linear=shared,
+        kv_heads=heads[0],
+        head_dim=heads[1],
+        hidden=shared[names.mlp[-1]][1],
     )
+
+
+def check_leaves(dims: Dims, leaves: Iterable[str], setting: str) -> None:
+    """``UserError`` with the nearest name for a leaf that the decoder layers do not have."""
+    for leaf in leaves:
+        if leaf not in dims.linear:
+            raise UserError(
+                f"{setting}: {leaf} is no linear layer of every decoder layer{did_you_mean(leaf, dims.linear)}"
+            )
 
 
 def head_shape(attention: Any) -> tuple[int, int]:

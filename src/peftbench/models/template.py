@@ -2,8 +2,8 @@
 
 Templates are Jinja files of our own (``templates/<name>.jinja``): those of the hub mostly lack the system
 sentence or the end token that the models were trained with. They see ``messages`` (each with ``role``,
-``text`` and ``image``), ``image_token``, ``eos_token`` and ``add_generation_prompt``, and must end with the
-generation prompt. The tokenizer adds its own start token.
+``text`` and ``image``), ``image_token``, ``bos_token``, ``eos_token`` and ``add_generation_prompt``, and must end
+with the generation prompt. The tokenizer adds its own start token, if it has that habit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftbench.errors import UserError
+from peftbench.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import jinja2
@@ -28,8 +28,10 @@ def template_path(name: str) -> Path:
     """The file of a chat template; ``UserError`` with the names that exist."""
     path = TEMPLATES / f"{name}.jinja"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
-        raise UserError(f"model file: template: there is no chat template {name!r}: choose one of {known}")
+        known = [p.stem for p in TEMPLATES.glob("*.jinja")]
+        raise UserError(
+            f"model file: template: there is no chat template {name!r}{did_you_mean(name, known)}"
+        )
     return path
 
 
@@ -44,11 +46,14 @@ def _compiled(name: str) -> jinja2.Template:
 
 
 def user_text(prompt: Prompt, example: Example) -> str:
-    """The user's turn: one of the data set's templates (drawn by the example's id), filled in.
+    """The user's turn: one of the data set's templates, filled in.
+
+    The template is drawn by the image (without one, by the example's id), so that all examples of a picture, such as
+    its five captions, ask in the same words.
 
     ``{choices}`` is "a, b, c" and ``{lettered}`` is "A. a B. b C. c" (Table 10 and Fig. 18 of the paper).
     """
-    draw = int.from_bytes(hashlib.sha256(example.id.encode()).digest()[:8], "big")
+    draw = int.from_bytes(hashlib.sha256((example.image or example.id).encode()).digest()[:8], "big")
     template = prompt.templates[draw % len(prompt.templates)]
     lettered = " ".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(example.choices))
     try:
@@ -63,11 +68,17 @@ def user_text(prompt: Prompt, example: Example) -> str:
 
 
 def render_chat(
-    name: str, text: str, image: bool, answer: str | None, image_token: str, eos_token: str
+    name: str,
+    text: str,
+    image: bool,
+    answer: str | None,
+    image_token: str,
+    eos_token: str,
+    bos_token: str = "",
 ) -> str:
     """One exchange as text: up to the generation prompt where ``answer`` is None, else to the end token.
 
-    The image placeholder stands once; it is expanded after tokenisation.
+    The image placeholder stands once; it is expanded later.
     """
     if image_token in text:
         raise UserError(f"the question {text!r} contains the image placeholder {image_token}: remove it")
@@ -77,6 +88,7 @@ def render_chat(
     return _compiled(name).render(
         messages=messages,
         image_token=image_token,
+        bos_token=bos_token,
         eos_token=eos_token,
         add_generation_prompt=answer is None,
     )

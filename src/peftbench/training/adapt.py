@@ -8,6 +8,7 @@ base model's own names.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import warnings
 from pathlib import Path
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     import torch
 
     from peftbench.models.load import Base
-    from peftbench.spec import PredictSpec, TrainSpec
+    from peftbench.spec import ModelNames, PredictSpec, TrainSpec
 
 ADAPTER_DIR = "adapter"
 ADAPTER_FILE = "adapter_model.safetensors"
 CONNECTOR_FILE = "connector.safetensors"
+VISION_FILE = "vision.safetensors"
 PEFT_ROOT = "base_model.model."
 """What peft puts before the path of every parameter of the base model."""
 
@@ -34,9 +36,9 @@ PEFT_ROOT = "base_model.model."
 class Tuned:
     """A base model with a method applied.
 
-    ``model`` is a ``PeftModel``, or the bare base model for methods that add nothing. ``method_parameters``
-    and ``connector_parameters`` are the trainable ones by name in ``model``. ``totals`` and ``trainable``
-    count parameters per component of the base model; what the method added is the component "method".
+    ``model`` is a ``PeftModel``, or the bare base model for methods that add nothing. ``method_parameters``,
+    ``connector_parameters`` and ``vision_parameters`` are the trainable ones by name in ``model``. ``totals`` and
+    ``trainable`` count parameters per component of the base model; what the method added is the component "method".
     """
 
     def __init__(self, model: Any, method: Any, settings: Any) -> None:
@@ -45,6 +47,7 @@ class Tuned:
         self.settings = settings
         self.method_parameters: dict[str, torch.nn.Parameter] = {}
         self.connector_parameters: dict[str, torch.nn.Parameter] = {}
+        self.vision_parameters: dict[str, torch.nn.Parameter] = {}
         self.totals: dict[str, int] = {}
         self.trainable: dict[str, int] = {}
 
@@ -74,61 +77,88 @@ def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
     components = partition(base.model, spec.model)
     dims = measure_dims(base.model, spec.model)
     totals = component_counts(components, base.model)
-    expected = method.trainable_count(dims, settings, spec.location)
+    constant = _constants(components, spec.model)
+    sizes = {path: parameter.numel() for path, parameter in base.model.named_parameters()}
+    wanted = {"method": method.trainable_count(dims, settings, spec.location)}
+    for part, chosen in (("connector", spec.connector), ("vision", spec.vision)):
+        paths = {path for path, component in components.items() if component == part} - constant
+        wanted[part] = sum(sizes[path] for path in paths) if chosen == "tuned" else 0
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name on its way out
         model = method.apply(base.model, spec.model, settings, spec.location)
     tuned = Tuned(model, method, settings)
     wrapped = tuned.model is not base.model
-    connector = {path for path, component in components.items() if component == "connector"}
+    parts = {
+        "connector": (spec.connector == "tuned", tuned.connector_parameters),
+        "vision": (spec.vision == "tuned", tuned.vision_parameters),
+    }
     trainable = dict.fromkeys([*totals, "method"], 0)
     for name, parameter in tuned.model.named_parameters():
         path = name.removeprefix(PEFT_ROOT) if wrapped else name
         # peft moves a wrapped layer's own weights one level down.
         original = path.replace(".base_layer.", ".")
         component = components.get(original, "method")
-        if original in connector:
-            parameter.requires_grad_(spec.connector == "tuned")
+        chosen, group = parts.get(component, (False, tuned.method_parameters))
+        if component in parts:
+            parameter.requires_grad_(chosen and original not in constant)
         if parameter.requires_grad:
             trainable[component] += parameter.numel()
             if parameter.is_floating_point() and str(parameter.dtype) != "torch.float32":
                 # A learning rate of 2e-5 would vanish in the rounding of bf16 weights.
                 parameter.data = parameter.data.float()
-            group = tuned.connector_parameters if component == "connector" else tuned.method_parameters
             group[name] = parameter
-    wanted = {"method": expected, "connector": totals["connector"] if spec.connector == "tuned" else 0}
     for component, count in trainable.items():
         assert count == wanted.get(component, 0), (
             f"{component} has {count} trainable parameters, expected {wanted.get(component, 0)} "
-            f"(method {spec.method}, location {spec.location}, connector {spec.connector})"
+            f"(method {spec.method}, location {spec.location}, connector {spec.connector}, vision {spec.vision})"
         )
     tuned.totals, tuned.trainable = totals, trainable
     return tuned
 
 
-def save(tuned: Tuned, directory: Path, base_name: str) -> None:
-    """Write ``adapter/`` (peft's layout) and, if the connector was tuned, ``connector.safetensors``.
+def _constants(components: dict[str, str], names: ModelNames) -> set[str]:
+    """Paths of the parameters that are never trained; ``UserError`` where the model has no such part."""
+    found = set()
+    for prefix in names.constant:
+        paths = {path for path in components if path == prefix or path.startswith(prefix + ".")}
+        if not paths:
+            raise UserError(f"model file: constant: {prefix} is no part of the model")
+        found |= paths
+    return found
 
-    ``base_name`` is recorded as the base model's name; a path would make equal results differ between
-    machines.
+
+def save(tuned: Tuned, directory: Path, base_name: str, final: bool = True) -> None:
+    """Write ``adapter/`` in peft's layout; ``connector.safetensors`` and ``vision.safetensors`` where they were tuned.
+
+    ``base_name`` is recorded as the base model's name; a path would make equal results differ between machines. A
+    save that is not ``final`` leaves the model as it is, to be trained further.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    if hasattr(tuned.method, "finish"):
-        tuned.method.finish(tuned.model)
+    finish = getattr(tuned.method, "finish", None)
+    if finish and final:
+        finish(tuned.model)
     if tuned.method_parameters:
         folder = directory / ADAPTER_DIR
         folder.mkdir(parents=True)
-        weights = get_peft_model_state_dict(tuned.model, save_embedding_layers=False)
+        config = copy.deepcopy(tuned.model.peft_config["default"])
+        if finish and not final:
+            weights = tuned.method.snapshot(tuned.model, config)
+        else:
+            weights = get_peft_model_state_dict(tuned.model, save_embedding_layers=False)
         save_file(_plain(weights), folder / ADAPTER_FILE, metadata={"format": "pt"})
-        config = tuned.model.peft_config["default"]
         config.base_model_name_or_path, config.inference_mode = base_name, True
         config.save_pretrained(str(folder))
-    if tuned.connector_parameters:
-        plain = {name.removeprefix(PEFT_ROOT): p for name, p in tuned.connector_parameters.items()}
-        save_file(_plain(plain), directory / CONNECTOR_FILE, metadata={"format": "pt"})
+    for parameters, name in (
+        (tuned.connector_parameters, CONNECTOR_FILE),
+        (tuned.vision_parameters, VISION_FILE),
+    ):
+        if parameters:
+            directory.mkdir(parents=True, exist_ok=True)
+            plain = {key.removeprefix(PEFT_ROOT): p for key, p in parameters.items()}
+            save_file(_plain(plain), directory / name, metadata={"format": "pt"})
 
 
 def _plain(weights: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -151,10 +181,15 @@ def restore(tuned: Tuned, run_dir: Path) -> None:
         own = get_peft_model_state_dict(tuned.model, save_embedding_layers=False)
         _check_same(path, weights, own)
         set_peft_model_state_dict(tuned.model, weights)
-    if tuned.connector_parameters:
-        path = run_dir / CONNECTOR_FILE
+    for parameters, file in (
+        (tuned.connector_parameters, CONNECTOR_FILE),
+        (tuned.vision_parameters, VISION_FILE),
+    ):
+        if not parameters:
+            continue
+        path = run_dir / file
         weights = _read(path)
-        own = {name.removeprefix(PEFT_ROOT): p for name, p in tuned.connector_parameters.items()}
+        own = {name.removeprefix(PEFT_ROOT): p for name, p in parameters.items()}
         _check_same(path, weights, own)
         with torch.no_grad():
             for name, parameter in own.items():

@@ -48,17 +48,21 @@ class LiveImages:
 
     def __init__(self, base: Base, image_store: Path) -> None:
         self.processor = base.processor
+        self.accepted = base.accepted
         self.image_store = image_store
+        # How the processor calls its image processor: defaults of the family, such as cutting into tiles.
+        self.settings = {**getattr(self.processor, "images_kwargs", {}), "return_tensors": "pt"}
         self._constant = self._constant_token_text()
 
     def _preprocess(self, image: Any) -> dict[str, Any]:
-        return dict(self.processor.image_processor(images=[image], return_tensors="pt"))
+        """All that the image processor gives for one image; ``replace_image_token`` reads it."""
+        return dict(self.processor.image_processor(images=[image], **self.settings))
 
     def _constant_token_text(self) -> str | None:
         """The expansion of the placeholder, if images of different shape share it (no dynamic resolution)."""
         from PIL import Image
 
-        shapes = ((64, 64), (200, 100), (90, 300))
+        shapes = ((64, 64), (200, 100), (90, 300), (1600, 900))
         texts = {
             self.processor.replace_image_token(self._preprocess(Image.new("RGB", shape)), 0)
             for shape in shapes
@@ -69,10 +73,13 @@ class LiveImages:
         """See ``Images``."""
         if self._constant is not None:
             return self._constant
-        return str(self.processor.replace_image_token(self.load(sha), 0))
+        return str(self.processor.replace_image_token(self._read(sha), 0))
 
     def load(self, sha: str) -> dict[str, Any]:
         """See ``Images``; ``UserError`` for a missing or corrupt file."""
+        return {key: value for key, value in self._read(sha).items() if key in self.accepted}
+
+    def _read(self, sha: str) -> dict[str, Any]:
         from peftbench.data.load import load_image
 
         return self._preprocess(load_image(self.image_store, sha))
@@ -205,6 +212,10 @@ def _compute(
     tower = base.model.get_submodule(names.vision[0])
     weight = next(tower.parameters())
     loaded = [live.load(sha)["pixel_values"] for sha in shas[:CHUNK]]
+    if any(pixels.dim() != 4 or len(pixels) != 1 for pixels in loaded):
+        raise UserError(
+            "model file: cache_vision: only for models that take an image as one picture, not in tiles"
+        )
 
     def chunk_features(start: int) -> torch.Tensor:
         pixels = loaded if start == 0 else [live.load(s)["pixel_values"] for s in shas[start : start + CHUNK]]

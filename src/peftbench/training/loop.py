@@ -69,10 +69,14 @@ class Trainer:
         self.micro_batch = min(execution.micro_batch or share, share)
         tuned.model.train()
         self.model, self.optimizer = self.accelerator.prepare(tuned.model, make_optimizer(tuned, spec.optim))
-        # The vision tower is frozen: no dropout, no running statistics.
-        for prefix in spec.model.vision:
-            _base_model(tuned).get_submodule(prefix).eval()
+        self._rest_vision()
         self.padding = self.positions = 0
+
+    def _rest_vision(self) -> None:
+        """A frozen vision tower has no dropout and no running statistics."""
+        if self.spec.vision == "frozen":
+            for prefix in self.spec.model.vision:
+                _base_model(self.tuned).get_submodule(prefix).eval()
 
     def items(self, batches: Sequence[list[int]], examples: Sequence[Encoded]) -> Iterator[list[Item]]:
         """This process's share of each global batch, loaded ahead by ``workers`` processes."""
@@ -199,8 +203,7 @@ class Trainer:
             for items in self.items(batches, examples):
                 total += self.loss_sum(self._inputs(items))
         self.model.train()
-        for prefix in self.spec.model.vision:
-            _base_model(self.tuned).get_submodule(prefix).eval()
+        self._rest_vision()
         return float(self.accelerator.reduce(total, "sum")) / sum(e.supervised for e in examples)
 
 
@@ -239,20 +242,24 @@ def train_adapter(
     from peftbench.data.load import read_examples, read_subset
 
     torch.set_num_threads(execution.threads)
-    base = load_base(base_dir, spec.precision, pick_device(execution.device))
+    base = load_base(base_dir, spec.precision, pick_device(execution.device), spec.model)
     torch.manual_seed(spec.seed)
     tuned = attach(base, spec)
     if not tuned.method.TRAINS and not tuned.connector_parameters:
         raise UserError(f"method {spec.method} with a frozen connector trains nothing: only predict with it")
     if execution.gradient_checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers would have every input embedding ask for a gradient, the frozen tower's patches included
+        base.model.disable_input_require_grads()
 
     rows = read_examples(data_dir, "train", read_subset(subset_dir))
     held_out = read_examples(data_dir, "test") if spec.eval_loss else []
     # The whole split, so that every draw of it finds the same cached features.
     everything = read_examples(data_dir, "train") if execution.cache_dir else rows
     shas = [example.image for example in (*everything, *held_out)]
-    images, cache_facts = open_images(base, spec.model, image_store, shas, cache_folder(execution))
+    # a tower that is tuned has no features to keep
+    cache = cache_folder(execution) if spec.vision == "frozen" else None
+    images, cache_facts = open_images(base, spec.model, image_store, shas, cache)
 
     def encoded(examples: list[Any]) -> list[Encoded]:
         return encode(base, images, spec.model, spec.prompt, examples, spec.max_length, answers=True)
@@ -273,18 +280,18 @@ def train_adapter(
     }
     if trainer.accelerator.is_main_process:
         with partial_directory(out_dir) as work:
-            facts |= _run(trainer, eval_set, work)
+            facts |= _run(trainer, eval_set, work, base_dir.name)
             save(tuned, work, base_dir.name)
             facts["outputs"] = _hashes(work)
     else:
-        _run(trainer, eval_set, None)
+        _run(trainer, eval_set, None, "")
     facts["micro_batch"] = trainer.micro_batch
     finish(trainer.accelerator)
     return facts
 
 
-def _run(trainer: Trainer, eval_set: Sequence[Encoded], work: Path | None) -> dict[str, Any]:
-    """All epochs; ``work`` is where the logs go (None: another process writes)."""
+def _run(trainer: Trainer, eval_set: Sequence[Encoded], work: Path | None, base_name: str) -> dict[str, Any]:
+    """All epochs; ``work`` is where logs and the epochs' weights go (None: another process writes)."""
     spec, train_set = trainer.spec, trainer.examples
     lengths = [len(encoded.ids) for encoded in train_set]
     total = math.ceil(len(train_set) / spec.global_batch) * spec.epochs
@@ -320,6 +327,8 @@ def _run(trainer: Trainer, eval_set: Sequence[Encoded], work: Path | None) -> di
             if eval_set:
                 eval_losses.append(trainer.evaluate(eval_set))
                 evals.row(epoch + 1, len(losses), eval_losses[-1], sum(e.supervised for e in eval_set))
+            if spec.keep_epochs and epoch + 1 < spec.epochs and work is not None:
+                save(trainer.tuned, work / "epochs" / str(epoch + 1), base_name, final=False)
     seconds = time.monotonic() - start
     return {
         "steps": total,

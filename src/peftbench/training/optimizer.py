@@ -40,6 +40,7 @@ def make_optimizer(tuned: Tuned, optim: Optim) -> torch.optim.AdamW:
     parts = (
         ("method", tuned.method_parameters, optim.learning_rate),
         ("connector", tuned.connector_parameters, optim.connector_learning_rate),
+        ("vision", tuned.vision_parameters, optim.connector_learning_rate),
     )
     groups: list[dict[str, Any]] = [
         {"params": list(parameters.values()), "lr": lr, "peak_lr": lr, "name": name}

@@ -288,4 +288,24 @@ def fold(model: nn.Module, adapter_name: str = "default") -> None:
     config.projection = False
 
 
+def folded(model: nn.Module, adapter_name: str = "default") -> dict[str, torch.Tensor]:
+    """The state dict that peft would save after ``fold``, with the model left as it is."""
+    from peft import get_peft_model_state_dict
+
+    tuner = next(m for m in model.modules() if isinstance(m, KVPrefixModel))
+    projection = getattr(tuner.model, "kv_prefix_projection", None)
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if projection is None:
+        return state
+    names = {id(module): name for name, module in model.named_modules()}
+    plain = {key: value for key, value in state.items() if "kv_prefix_projection" not in key}
+    with torch.no_grad():
+        for layer, pair in zip(tuner._layers(), projection().unbind(0), strict=True):
+            for part, values in zip(("kv_prefix_k", "kv_prefix_v"), pair, strict=True):
+                key = f"{names[id(layer)]}.{part}"
+                assert key in plain, key
+                plain[key] = values
+    return plain
+
+
 register(NAME, KVPrefixConfig, KVPrefixModel)

@@ -54,7 +54,7 @@ def components(source: dict[str, Any]) -> list[str]:
     return [TRAINER, *(f"peftbench.data.embedded.{g}" for g in sorted(parsed.exposure.mix))]
 
 
-def build(spec: BaseSpec, out_dir: Path) -> dict[str, Any]:
+def build(spec: BaseSpec, out_dir: Path, files: dict[str, Path]) -> dict[str, Any]:
     """Make the model folder ``out_dir``; return facts for the record."""
     parsed = parse(spec.source)
     if isinstance(parsed, Shipped):

@@ -1,0 +1,105 @@
+"""Losses of the runs behind a table: read from their logs, and which epochs the paper calls overfitting."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from peftbench.analysis.dots import Row
+
+if TYPE_CHECKING:
+    import polars as pl
+
+NEAR = 4
+"""Overfitting epochs of a run (paper, section 5.5)."""
+Points = list[tuple[float, float]]
+
+
+class Log(Struct, frozen=True, kw_only=True):
+    """One run: training loss at each step, evaluation loss at the end of each epoch. Time is in epochs."""
+
+    train: Points
+    evaluation: dict[int, float]
+
+
+class NoLog(Struct, frozen=True):
+    """Why a run has no log."""
+
+    reason: str
+
+
+def run_folder(row: Row, results: Path) -> Path:
+    """The folder of the run behind a row of the long table."""
+    return (results / str(row["scores"])).parent.parent
+
+
+def read_log(run: Path) -> Log | NoLog:
+    """The losses of a run; without an evaluation where the study measures none. Never raises."""
+    import polars as pl
+
+    if not (run / "log.csv").exists():
+        return NoLog("missing")
+    try:
+        steps = _columns(run / "log.csv", ["step", "epoch", "loss"])
+        evaluation = _columns(run / "eval.csv", ["epoch", "loss"]) if (run / "eval.csv").exists() else None
+        if steps.is_empty():
+            return NoLog("empty")
+        scale = float(steps["epoch"].max()) / float(steps["step"].max())  # type: ignore[arg-type]
+        train = _finite(zip(steps["step"] * scale, steps["loss"], strict=True))
+        measured = (
+            _finite(zip(evaluation["epoch"], evaluation["loss"], strict=True))
+            if evaluation is not None
+            else []
+        )
+    except (OSError, pl.exceptions.PolarsError, ValueError, TypeError, ZeroDivisionError):
+        return NoLog("damaged")
+    if not train:
+        return NoLog("without a finite loss")
+    return Log(train=train, evaluation={int(epoch): loss for epoch, loss in measured})
+
+
+def _columns(path: Path, names: Sequence[str]) -> "pl.DataFrame":
+    import polars as pl
+
+    return pl.read_csv(path, columns=list(names)).cast(pl.Float64)
+
+
+def _finite(points: object) -> Points:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]  # type: ignore[attr-defined]
+
+
+def best_epoch(losses: Mapping[int, float]) -> int:
+    """The epoch of the lowest evaluation loss; of equals the first."""
+    return min(sorted(losses), key=losses.__getitem__)
+
+
+def near_epochs(losses: Mapping[int, float]) -> list[int]:
+    """The epochs nearest in time to the best one, itself left out; of two equally near the later one first."""
+    best = best_epoch(losses)
+    others = sorted((epoch for epoch in losses if epoch != best), key=lambda e: (abs(e - best), -e))
+    return others[:NEAR]
+
+
+def thinned(points: Points, most: int) -> Points:
+    """At most ``most`` points: means of stretches of equal length."""
+    if len(points) <= most:
+        return points
+    edges = [round(i * len(points) / most) for i in range(most + 1)]
+    parts = [points[a:b] for a, b in itertools.pairwise(edges)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def smoothed(points: Points) -> Points:
+    """A moving mean over a fortieth of the run, at least five points; at the ends over what there is."""
+    half = max(2, len(points) // 80)
+    sums = [0.0]
+    for _, y in points:
+        sums.append(sums[-1] + y)
+    found = []
+    for i, (x, _) in enumerate(points):
+        a, b = max(0, i - half), min(len(points), i + half + 1)
+        found.append((x, (sums[b] - sums[a]) / (b - a)))
+    return found
