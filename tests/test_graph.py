@@ -453,3 +453,18 @@ def test_published_values_get_our_names(project):
         published(project, rows, value="mean", columns={"dataset": "{sorce}"})
     with pytest.raises(UserError, match="has no column 'score'"):
         published(project, rows)
+
+
+def test_an_exposed_base_is_another_base(project):
+    axes = {"model": "tiny", "method": "lora", "dataset": "first", "exposure": [False, True]}
+    project.write_yaml("config/studies/small.yaml", {"title": "S", "axes": axes, "include_base": True})
+    plan = project.plan()
+    counts = {stage: len(digests) for stage, digests in stages(plan).items()}
+    assert (counts["build"], counts["expose"], counts["train"], counts["predict"]) == (1, 1, 2, 4)
+    expose = plan.expose("tiny")
+    assert set(expose.inputs) == {"base", "data.second"}, "the set of the lineup that is seen"
+    bases = [job.inputs["predictions"].inputs["base"].stage for job in plan.study("small").scores]
+    assert bases == ["build", "expose", "build", "expose"]
+    project.write_yaml("config/config.yaml", main_with(exposure={"datasets": []}))
+    with pytest.raises(UserError, match=r"exposure.datasets: no data set of the lineup is seen"):
+        project.plan()

@@ -84,6 +84,24 @@ class Identity(Config, frozen=True, kw_only=True):
     """Part of the version that counts: with minor, 2.13.0 and 2.13.1 are the same, 2.14.0 is not."""
 
 
+class Exposure(Config, frozen=True, kw_only=True):
+    """The full fine-tune on the seen data sets that the paper describes (A.2), for runs with ``exposure: true``.
+
+    Its released scripts start from the public checkpoints instead, and so do runs here unless a study says otherwise.
+    """
+
+    datasets: list[Name] | Literal["seen"] = "seen"
+    """What the base model is shown: data sets, or all of the lineup that are ``seen``."""
+    learning_rate: NonNegativeFloat = 2e-5
+    """Peak learning rate of all that learns (the paper's)."""
+    epochs: PositiveInt = 1
+    """Passes over the mix; the paper does not say how many, LLaVA-1.5's own fine-tuning makes one."""
+    global_batch: PositiveInt = 128
+    """Examples per optimiser step (the paper's)."""
+    seed: int = 42
+    """Of the order of examples."""
+
+
 class Judge(Config, frozen=True, kw_only=True):
     """Who rates the answers that no rule can score (MMHal-Bench). Its key is no setting: see ``execution``."""
 
@@ -136,6 +154,8 @@ class MainConfig(Config, frozen=True, kw_only=True):
     """Which package versions make another result."""
     report: Report = Report()
     """Contents of the page."""
+    exposure: Exposure = Exposure()
+    """The full fine-tune before the methods, where a study has the axis ``exposure``."""
     judge: Judge = Judge()
     """Who rates answers where a metric needs a judge."""
     execution: Execution = Execution()
@@ -245,10 +265,11 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     group: Literal[""] | StudyName = ""
     """Target that makes all studies of the same group."""
     axes: dict[str, Any]
-    """The grid: ``model``, ``dataset``, ``method`` (required), ``target`` (data sets to test on, where they are not the
-    ones tuned on), ``connector``, ``vision``, ``location``, ``train_size``, ``seed``, ``epoch`` (whose weights answer),
-    any key of ``training``, any setting of a method (``rank``, or ``lora.rank`` for one method). Each is a value or a
-    list; ``model`` and ``dataset`` also take ``lineup``, ``dataset`` and ``target`` take ``seen`` and ``unseen``."""
+    """The grid: ``model``, ``dataset``, ``method`` (required), ``target`` (data sets to test on, where they are not
+    the ones tuned on), ``connector``, ``vision``, ``exposure`` (false, true), ``location``, ``train_size``, ``seed``,
+    ``epoch`` (whose weights answer), any key of ``training``, any setting of a method (``rank``, or ``lora.rank`` for
+    one method). Each is a value or a list; ``model`` and ``dataset`` also take ``lineup``, ``dataset`` and ``target``
+    take ``seen`` and ``unseen``."""
     grids: list[dict[str, Any]] = []
     """Several grids in one study: each entry holds axes that come on top of ``axes``, or in the place of some."""
     kind: str = "table"

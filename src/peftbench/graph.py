@@ -22,7 +22,10 @@ from peftbench.spec import (
     BaseSpec,
     Decoding,
     Execution,
+    Exposed,
+    ExposeSpec,
     JudgeSpec,
+    Optim,
     PredictSpec,
     PrepareSpec,
     ScoreSpec,
@@ -198,6 +201,42 @@ class Plan:
         spec = BaseSpec(model=model, source=source, names=config.names, parameters=config.parameters)
         return self._add("build", spec, files, model, f"models/{model}-{{digest}}")
 
+    def base(self, run: Run) -> Job:
+        """The base model that a run starts from: as it came, or after the exposure."""
+        return self.expose(run.model) if run.exposure else self.build(run.model)
+
+    @functools.cache  # noqa: B019
+    def expose(self, model: str) -> Job:
+        """A base model after a full fine-tune on the seen data sets."""
+        model = self.settings.base_of(model)
+        config, exposure = self.settings.model(model, "a study"), self.main.exposure
+        where = "config/config.yaml: exposure.datasets"
+        lineup = self.main.lineup.datasets
+        if exposure.datasets == "seen":
+            names = [name for name in lineup if self.settings.dataset(name, where).seen]
+        else:
+            names = [self.settings.stand_in(name) for name in exposure.datasets]
+        if not names:
+            raise UserError(f"{where}: no data set of the lineup is seen: name those to show to {model}")
+        training = self.main.training
+        spec = ExposeSpec(
+            model=config.names,
+            mix=[Exposed(dataset=name, prompt=self.settings.dataset(name, where).prompt) for name in names],
+            optim=Optim(
+                learning_rate=exposure.learning_rate,
+                connector_learning_rate=exposure.learning_rate,
+                schedule=training.schedule,
+                warmup_ratio=training.warmup_ratio,
+            ),
+            epochs=exposure.epochs,
+            global_batch=exposure.global_batch,
+            max_length=training.max_length,
+            seed=exposure.seed,
+            precision=config.precision,
+        )
+        inputs = {"base": self.build(model)} | {f"data.{name}": self.prepare(name) for name in names}
+        return self._add("expose", spec, inputs, model, f"exposed/{model}-{{digest}}")
+
     def retrievals(self, study: StudyPlan) -> list[str]:
         """Records of all that a study has to fetch, each once."""
         waiting = [*study.scores, *study.data]
@@ -231,7 +270,7 @@ class Plan:
             keep_epochs=run.keep_epochs,
         )
         inputs = {
-            "base": self.build(run.model),
+            "base": self.base(run),
             "data": self.prepare(run.dataset),
             "subset": self.subset(run.dataset, run.train_size, run.seed),
         }
@@ -259,7 +298,7 @@ class Plan:
             epoch=run.epoch,
             merge=evaluation.merge,
         )
-        base = self.build(run.model)
+        base = self.base(run)
         inputs = {"base": base, "data": self.prepare(run.target)}
         if run.method == BASE:
             above = f"runs/{run.model}/{run.dataset}/{BASE}-{base.digest}"
@@ -582,6 +621,7 @@ VIEW_FILES = {
 _NAMING = {
     "prepare": ("source",),
     "build": ("source", "names"),
+    "expose": ("model",),
     "train": ("model", "method"),
     "predict": ("model", "method"),
     "score": ("metric",),

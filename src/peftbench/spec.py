@@ -157,6 +157,31 @@ class TrainSpec(Spec, frozen=True, kw_only=True):
     """Whether the weights of every epoch are kept, and not the last one's alone."""
 
 
+class Exposed(Spec, frozen=True, kw_only=True):
+    """One data set of an exposure."""
+
+    dataset: Name
+    """Also the name of the input that holds it."""
+    prompt: Prompt
+
+
+class ExposeSpec(Spec, frozen=True, kw_only=True):
+    """A full fine-tune of a base model on a mix of data sets, before any method (the paper's appendix A.2).
+
+    Language model, embeddings and connector learn at one rate; the vision tower is frozen.
+    """
+
+    model: ModelNames
+    mix: Annotated[list[Exposed], Meta(min_length=1)]
+    """In this order, each whole; examples are shuffled over all of them."""
+    optim: Optim
+    epochs: PositiveInt
+    global_batch: PositiveInt
+    max_length: PositiveInt
+    seed: int
+    precision: Precision
+
+
 class PredictSpec(Spec, frozen=True, kw_only=True):
     """Greedy answers of one tuned (or untuned: ``method="base"``) model to one test split."""
 
@@ -247,6 +272,7 @@ SPECS: dict[str, type[Spec]] = {
     "prepare": PrepareSpec,
     "subset": SubsetSpec,
     "build": BaseSpec,
+    "expose": ExposeSpec,
     "train": TrainSpec,
     "predict": PredictSpec,
     "judge": JudgeSpec,

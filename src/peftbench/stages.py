@@ -23,6 +23,7 @@ RULES = {
     "prepare": "prepare_dataset",
     "subset": "draw_subset",
     "build": "build_base_model",
+    "expose": "expose_base_model",
     "train": "train_adapter",
     "predict": "generate_predictions",
     "judge": "judge_predictions",
@@ -42,6 +43,9 @@ def components(stage: str, spec: dict[str, Any], locate: Locate) -> Components:
         return _source("data", spec["source"], locate), ()
     if stage == "build":
         return (*_source("models", spec["source"], locate), *_model_code(spec.get("names"), locate)), ()
+    if stage == "expose":
+        template = f"models/templates/{spec['model']['template']}.jinja"
+        return _model_code(spec["model"], locate), (template,)
     if stage in ("train", "predict"):
         template = f"models/templates/{spec['model']['template']}.jinja"
         method = _module("method", f"peftbench.methods.{spec['method']}", locate)

@@ -26,9 +26,10 @@ COORDINATES: dict[str, Any] = {
     "target": str,
     "vision": Connector,
     "epoch": Epoch,
+    "exposure": bool,
 }
 """The axes that every run has, with the type of their values."""
-OPTIONAL = ("vision", "epoch")
+OPTIONAL = ("vision", "epoch", "exposure")
 """Those that few studies have: like settings of methods they are shown only where a study names them."""
 DERIVED = ("setting", "measure")
 """What tables may be laid out by besides: all further axes of a run in words, and which of its numbers it is."""
@@ -63,6 +64,8 @@ class Run(Spec, frozen=True, kw_only=True):
     keep_epochs: bool
     """Whether the run keeps the weights of all epochs: where a study asks for any but the last. All of them, so that
     studies that ask for different ones share their runs."""
+    exposure: bool
+    """Whether the base model was shown the seen data sets first."""
     axes: dict[str, Any]
     """Values of the study's further axes."""
 
@@ -92,10 +95,11 @@ class Expander:
                 if not self._excluded(point):
                     yield self._run(point, axes)
         if self.study.include_base:
-            seed = self.axes["seed"][0]
             tested = self.axes.get("target", self.axes["dataset"])
-            for model, dataset in itertools.product(self.axes["model"], tested):
-                yield self._run({"model": model, "dataset": dataset, "method": BASE, "seed": seed}, {})
+            exposed = self.axes.get("exposure", [False])
+            for model, exposure, dataset in itertools.product(self.axes["model"], exposed, tested):
+                point = {"model": model, "dataset": dataset, "method": BASE, "seed": self.axes["seed"][0]}
+                yield self._run(point | ({"exposure": exposure} if exposed != [False] else {}), {})
 
     def _union(self) -> dict[str, list[Any]]:
         union: dict[str, list[Any]] = {}
@@ -125,6 +129,7 @@ class Expander:
             vision="frozen" if method == BASE else point.get("vision", "frozen"),
             epoch="last" if method == BASE else self._epoch(point.get("epoch", "last"), training),
             keep_epochs=method != BASE and axes.get("epoch", ["last"]) != ["last"],
+            exposure=point.get("exposure", False),
             axes=further | {axis: point[axis] for axis in OPTIONAL if axis in point},
         )
 

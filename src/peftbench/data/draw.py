@@ -23,15 +23,19 @@ def generator_module(generator: str) -> str:
     return f"peftbench.data.embedded.{generator}"
 
 
-def load_generator(generator: str) -> Callable[[Random, str], Draft]:
-    """Return the drawing function of an embedded data set.
+def load_generator(generator: str) -> Callable[[Random, str, int], Draft]:
+    """Return the drawing function of an embedded data set: from a random generator, the artists and the index.
 
+    A module has ``draft(rng, split)``, or ``draft_in_turn(rng, split, index)`` where the index decides what is asked.
     Raises ``UserError`` when there is no such generator.
     """
     try:
         module = importlib.import_module(generator_module(generator))
-        found: Callable[[Random, str], Draft] = module.draft
-        return found
+        in_turn: Callable[[Random, str, int], Draft] | None = getattr(module, "draft_in_turn", None)
+        if in_turn is not None:
+            return in_turn
+        alone: Callable[[Random, str], Draft] = module.draft
+        return lambda rng, split, index: alone(rng, split)
     except (ModuleNotFoundError, AttributeError):
         raise UserError(
             f"no embedded data set is drawn by {generator!r}: see src/peftbench/data/embedded/"
@@ -48,7 +52,7 @@ def draw(
     """
     key = hashlib.sha256(f"{seed}/{generator}/{split}/{index}".encode()).digest()
     made = load_generator(generator)(
-        Random(int.from_bytes(key, "big")), artists or ("test" if split == "test" else "train")
+        Random(int.from_bytes(key, "big")), artists or ("test" if split == "test" else "train"), index
     )
     png = made.scene.png() if made.scene is not None else b""
     return (

@@ -77,7 +77,7 @@ def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
     components = partition(base.model, spec.model)
     dims = measure_dims(base.model, spec.model)
     totals = component_counts(components, base.model)
-    constant = _constants(components, spec.model)
+    constant = constant_paths(components, spec.model)
     sizes = {path: parameter.numel() for path, parameter in base.model.named_parameters()}
     wanted = {"method": method.trainable_count(dims, settings, spec.location)}
     for part, chosen in (("connector", spec.connector), ("vision", spec.vision)):
@@ -117,7 +117,7 @@ def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
     return tuned
 
 
-def _constants(components: dict[str, str], names: ModelNames) -> set[str]:
+def constant_paths(components: dict[str, str], names: ModelNames) -> set[str]:
     """Paths of the parameters that are never trained; ``UserError`` where the model has no such part."""
     found = set()
     for prefix in names.constant:

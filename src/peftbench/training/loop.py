@@ -280,18 +280,23 @@ def train_adapter(
     }
     if trainer.accelerator.is_main_process:
         with partial_directory(out_dir) as work:
-            facts |= _run(trainer, eval_set, work, base_dir.name)
+            facts |= run_epochs(trainer, eval_set, work, base_dir.name)
             save(tuned, work, base_dir.name)
-            facts["outputs"] = _hashes(work)
+            facts["outputs"] = file_hashes(work)
     else:
-        _run(trainer, eval_set, None, "")
+        run_epochs(trainer, eval_set, None, "")
     facts["micro_batch"] = trainer.micro_batch
     finish(trainer.accelerator)
     return facts
 
 
-def _run(trainer: Trainer, eval_set: Sequence[Encoded], work: Path | None, base_name: str) -> dict[str, Any]:
-    """All epochs; ``work`` is where logs and the epochs' weights go (None: another process writes)."""
+def run_epochs(
+    trainer: Trainer, eval_set: Sequence[Encoded], work: Path | None, base_name: str
+) -> dict[str, Any]:
+    """Train through all epochs; return losses and throughput.
+
+    ``work`` is where logs and the epochs' weights go (None: another process writes).
+    """
     spec, train_set = trainer.spec, trainer.examples
     lengths = [len(encoded.ids) for encoded in train_set]
     total = math.ceil(len(train_set) / spec.global_batch) * spec.epochs
@@ -376,7 +381,7 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _hashes(folder: Path) -> dict[str, str]:
+def file_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file below a folder, by relative path."""
     import hashlib
 

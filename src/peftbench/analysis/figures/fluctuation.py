@@ -167,7 +167,8 @@ def _deviation(axes: "Axes", y: float, colour: str, ours: Any, theirs: Any, scor
         axes.plot([min(ours), max(ours)], [y, y], color=colour, linewidth=1.4, solid_capstyle="butt")
         _marker(axes, statistics.fmean(ours), y, "o", colour, False)
     else:
-        _cross(axes, y, scores.reason or "needs all methods")
+        free = -1 if theirs and statistics.fmean(theirs) > 0 else 1
+        _cross(axes, y, scores.reason or "needs all methods", free)
 
 
 def _fluctuation(axes: "Axes", y: float, colour: str, ours: Scores, theirs: Scores) -> None:
@@ -195,14 +196,16 @@ def _marker(axes: "Axes", x: float, y: float, shape: str, colour: str, is_open: 
     )
 
 
-def _cross(axes: "Axes", y: float, reason: str) -> None:
+def _cross(axes: "Axes", y: float, reason: str, side: int = 1) -> None:
+    """Why there is no mark, to the right of 0 (``side`` 1) or to its left (-1): where the published one is not."""
     axes.annotate(
         f"× {reason}",
         (0.0, y),
-        (3, 0),
+        (3 * side, 0),
         textcoords="offset points",
         fontsize=6.8,
         color=MUTED,
+        ha="left" if side > 0 else "right",
         va="center",
         bbox=WHITE_BOX,
     )

@@ -3,7 +3,8 @@
 A panel per method and data set, a line per setting. Each run's losses are averaged over equal stretches of its steps,
 at most ``STRETCHES``; at each stretch the line is the mean over the n seeds and the band ``mean +- t * s / sqrt(n)``
 with Student's t of n - 1 degrees of freedom and the sample standard deviation s. Runs of one setting that differ in
-their number of steps are cut to equally many stretches. One seed has no band.
+their number of steps are cut to equally many stretches. One seed has no band. Runs whose training failed are left out:
+their logs end early.
 """
 
 import math
@@ -69,9 +70,11 @@ def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
     """The figure of a study's long table and its runs' logs."""
     study = Study(frame, apart=(*ABOUT_RUN, "dataset"))
     curves = read_curves(study, context)
-    gaps = log_gaps(curves)
-    if not any(isinstance(curve.log, Log) for curve in curves):
-        reason = "no run has a log of its losses" if curves else "the study has no tuned runs"
+    failed = sum(curve.failed for curve in curves)
+    gaps = [f"{failed} of {len(curves)} runs failed in training and are left out."] if failed else []
+    gaps += log_gaps([curve for curve in curves if not curve.failed])
+    if not any(_whole(curve) for curve in curves):
+        reason = "no run has a log of its losses to the end" if curves else "the study has no tuned runs"
         return empty(context, reason, gaps)
     places = distinct((curve.model, curve.dataset) for curve in curves)
     variants = {method: _variants(curves, method) for method in study.methods}
@@ -108,6 +111,10 @@ def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
     return sheet.figure
 
 
+def _whole(curve: Curve) -> bool:
+    return isinstance(curve.log, Log) and not curve.failed
+
+
 def _variants(curves: Sequence[Curve], method: str) -> list[str]:
     """Settings of a method from small to large."""
     names = distinct(curve.variant for curve in curves if curve.method == method)
@@ -119,7 +126,7 @@ def _panel(axes: "Axes", curves: Sequence[Curve], variants: Sequence[str], shade
 
     drawn = False
     for k, variant in enumerate(variants):
-        runs = [c.log.train for c in curves if c.variant == variant and isinstance(c.log, Log)]
+        runs = [c.log.train for c in curves if c.variant == variant and _whole(c)]
         if not runs:
             continue
         drawn = True
@@ -165,9 +172,7 @@ def _key(axes: "Axes", variants: Sequence[str], shades: Sequence[str]) -> None:
 def _notes(curves: Sequence[Curve]) -> list[str]:
     counts = []
     for place in distinct((c.model, c.dataset, c.method, c.variant) for c in curves):
-        there = [
-            c for c in curves if (c.model, c.dataset, c.method, c.variant) == place and isinstance(c.log, Log)
-        ]
+        there = [c for c in curves if (c.model, c.dataset, c.method, c.variant) == place and _whole(c)]
         counts.append(len(there))
     counts = [count for count in counts if count]
     if max(counts) == 1:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 1.72, 1.45, 0.2, 0.4
-LEFT = 0.62
+LEFT = 0.68
 HEAD = 0.3
 """Room for the names of the methods above the first row."""
 POINTS = 400
@@ -54,6 +54,8 @@ class Curve(Struct, frozen=True, kw_only=True):
     variant: str
     seed: int
     log: Log | NoLog
+    failed: bool
+    """Whether its training failed: then its log ends early."""
 
 
 def read_curves(study: Study, context: Context) -> list[Curve]:
@@ -70,17 +72,18 @@ def read_curves(study: Study, context: Context) -> list[Curve]:
                 variant=row["variant"],
                 seed=row["seed"],
                 log=read_log(folder),
+                failed=row["status"] == "failed" and str(row["reason"]).startswith("training failed"),
             )
     return list(curves.values())
 
 
-def log_gaps(curves: Sequence[Any], unit: str = "run") -> list[str]:
+def log_gaps(curves: Sequence[Curve]) -> list[str]:
     """A note on the runs without a log."""
     reasons = [curve.log.reason for curve in curves if isinstance(curve.log, NoLog)]
     if not reasons:
         return []
     counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in distinct(reasons))
-    return [f"{len(reasons)} of {len(curves)} {unit}s have no curve (log {counts})."]
+    return [f"{len(reasons)} of {len(curves)} runs have no curve (log {counts})."]
 
 
 def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
@@ -247,7 +250,8 @@ def _legend(study: Study, curves: Sequence[Curve]) -> list[Any]:
 
 
 def _notes(study: Study, curves: Sequence[Curve]) -> list[str]:
-    notes = []
+    failed = sum(curve.failed for curve in curves)
+    notes = [f"{failed} of {len(curves)} runs failed in training: their curves end there."] if failed else []
     logs = [curve.log for curve in curves if isinstance(curve.log, Log)]
     without = sum(not log.evaluation for log in logs)
     if without:

@@ -111,7 +111,7 @@ def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
         max(5.2, left + columns * (panel + 0.3) + right - 0.3),
         rows * (HEIGHT + 0.62),
         _legend(study, found, seen, base),
-        [*_notes(study, seen), *study.gaps],
+        [*_notes(study, seen), *_base_notes(base), *study.gaps],
     )
     first = None
     for place, variant in enumerate(study.variants):
@@ -197,6 +197,15 @@ def _notes(study: Study, seen: Sequence[bool]) -> list[str]:
     note = f"{over}; lines: 95 % interval over the test examples."
     missing = [GROUPS[flag] for flag in GROUPS if flag not in seen]
     return [" ".join(parts), note, *(f"The study has no {name} data set." for name in missing)]
+
+
+def _base_notes(base: dict[bool, Number]) -> list[str]:
+    """Why the untuned base has no line where it is in the study."""
+    return [
+        f"No line of the {UNTUNED_TITLE}, {GROUPS[seen]}: {number.reason}."
+        for seen, number in base.items()
+        if isinstance(number, Gap)
+    ]
 
 
 def _why_empty(study: Study, found: Sequence[Mean]) -> str:
