@@ -66,7 +66,7 @@ def test_vicuna_template_word_for_word():
     assert "<image>" not in render_chat("vicuna_v1", "What is it?", False, None, "<image>", "</s>")
 
 
-def test_prompts_are_drawn_by_id_and_filled():
+def test_prompts_are_drawn_by_picture_and_filled():
     import msgspec
 
     from peftbench.models.template import user_text
@@ -76,9 +76,24 @@ def test_prompts_are_drawn_by_id_and_filled():
         "what colour is the square ? x, y {z} A. x B. y {z}"
     )
     several = Prompt(templates=["a", "b", "c"])
-    drawn = [user_text(several, msgspec.structs.replace(example, id=str(i))) for i in range(300)]
-    assert drawn == [user_text(several, msgspec.structs.replace(example, id=str(i))) for i in range(300)]
-    assert all(80 < drawn.count(letter) < 120 for letter in "abc")
+
+    def draw(**changes: str) -> list[str]:
+        return [
+            user_text(
+                several, msgspec.structs.replace(example, **{k: v + str(i) for k, v in changes.items()})
+            )
+            for i in range(300)
+        ]
+
+    for change in ({"image": "f"}, {"image": "f", "id": "x"}):
+        drawn = draw(**change)
+        assert drawn == draw(**change) == draw(image="f")  # by the picture alone
+        assert all(80 < drawn.count(letter) < 120 for letter in "abc")
+    assert len(set(draw(id="x"))) == 1  # examples of one picture ask in the same words
+    text_only = [
+        user_text(several, msgspec.structs.replace(example, image="", id=str(i))) for i in range(300)
+    ]
+    assert all(80 < text_only.count(letter) < 120 for letter in "abc")
     with pytest.raises(UserError, match=r"prompt: cannot fill '\{answer\}'"):
         user_text(Prompt(templates=["{answer}"]), example)
 
@@ -109,7 +124,7 @@ def test_bad_rows_are_named(change, max_length, message):
 def test_unknown_template_lists_the_known():
     from peftbench.models.template import template_path
 
-    with pytest.raises(UserError, match="no chat template 'vicuna': choose one of plain, vicuna_v1"):
+    with pytest.raises(UserError, match="no chat template 'vicuna'; did you mean 'vicuna_v1'"):
         template_path("vicuna")
 
 

@@ -468,3 +468,31 @@ def test_an_exposed_base_is_another_base(project):
     project.write_yaml("config/config.yaml", main_with(exposure={"datasets": []}))
     with pytest.raises(UserError, match=r"exposure.datasets: no data set of the lineup is seen"):
         project.plan()
+
+
+def test_equal_tuning_budget(project):
+    """Each method gets the same number of trials; the best of them answers."""
+    axes = {"model": "tiny", "method": ["lora", "ia3"], "dataset": "first"}
+    study = {"title": "S", "axes": axes, "include_base": True, "tuning": {"factors": [0.5, 1, 2]}}
+    project.write_yaml("config/studies/small.yaml", study)
+    plan = project.plan()
+    counts = {stage: len(digests) for stage, digests in stages(plan).items()}
+    assert (counts["train"], counts["choose"], counts["predict"]) == (6, 2, 3)
+    chosen = plan.study("small").scores[0].inputs["predictions"].inputs["run"]
+    assert chosen.directory.startswith("runs/tiny/first/lora.chosen-")
+    rates = [msgspec.json.decode(job.spec)["optim"]["learning_rate"] for job in chosen.inputs.values()]
+    assert rates == [1e-4, 2e-4, 4e-4]
+    assert {msgspec.json.decode(job.spec)["validation"] for job in chosen.inputs.values()} == {0.1}
+    study["tuning"] = {"factors": [1, 1.0000001]}
+    project.write_yaml("config/studies/small.yaml", study)
+    with pytest.raises(UserError, match="two trials have the same learning rate"):
+        project.plan()
+
+
+def test_named_layers_are_no_location(project):
+    """A setting that names layers stands in for the default place; naming that place does not."""
+    project.write_yaml("config/config.yaml", main_with(methods={"lora": {"targets": ["self_attn.q_proj"]}}))
+    axes = STUDY["axes"] | {"method": ["lora"], "location": ["default", "both"]}
+    project.write_yaml("config/studies/small.yaml", study_with(axes=axes, include_base=False))
+    plan = project.plan()
+    assert {run.location for run in plan.study("small").runs} == {"default", "both"}

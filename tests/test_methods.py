@@ -209,3 +209,85 @@ def test_untuned_base_adds_nothing():
     tuned = attach(base, spec)
     assert tuned.model is base.model
     assert sum(tuned.trainable.values()) == 0
+
+
+# The targets of the paper's code for Qwen-VL: fused query, key and value; w2 is the gate, w1 the up projection.
+FUSED = Dims(
+    layers=32,
+    attention=["attn.c_attn", "attn.c_proj"],
+    mlp=["mlp.w2", "mlp.w1", "mlp.c_proj"],
+    linear={
+        "attn.c_attn": (4096, 12288),
+        "attn.c_proj": (4096, 4096),
+        "mlp.w1": (4096, 11008),
+        "mlp.w2": (4096, 11008),
+        "mlp.c_proj": (11008, 4096),
+    },
+    kv_heads=32,
+    head_dim=128,
+    hidden=4096,
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "count"),
+    [
+        ("lora", {"targets": ["attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2"]}, 224_395_264),
+        ("adapter", {"inputs": ["mlp.w2", "mlp.w1"], "outputs": ["attn.c_proj"]}, 201_326_592),
+        ("ia3", {"targets": ["attn.c_proj"], "feedforward": ["mlp.c_proj"]}, 483_328),
+        ("prefix", {}, 5_242_880),
+    ],
+)
+def test_counts_of_the_paper_s_qwen_code(method, settings, count):
+    module = load_method(method)
+    assert module.trainable_count(FUSED, msgspec.convert(settings, module.Config), "default") == count
+
+
+EXPLICIT = {
+    "lora": {"rank": 4, "targets": ["self_attn.q_proj", "mlp.down_proj"]},
+    "adapter": {"bottleneck": 8, "inputs": ["mlp.down_proj"], "outputs": ["self_attn.v_proj"]},
+    "ia3": {"targets": ["self_attn.o_proj"], "feedforward": ["mlp.up_proj"]},
+}
+
+
+@pytest.mark.parametrize("method", EXPLICIT)
+def test_explicit_leaves_replace_the_default_location_alone(method):
+    settings = EXPLICIT[method]
+    leaves = {leaf for value in settings.values() if isinstance(value, list) for leaf in value}
+    tuned = attach(load_tiny(), train_spec(method, settings=settings))
+    hit = {name.removeprefix(PEFT_ROOT) for name in tuned.method_parameters}
+    found = {leaf for name in hit for leaf in [*NAMES.attention, *NAMES.mlp] if f".{leaf}." in name}
+    assert found == leaves and all(name.startswith("model.language_model.layers.") for name in hit)
+    # a location that is named keeps its meaning
+    tuned = attach(load_tiny(), train_spec(method, settings=settings, location="attn"))
+    assert all(".self_attn." in name for name in tuned.method_parameters)
+    assert not any("mlp" in name for name in tuned.method_parameters)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        (
+            "lora",
+            {"targets": ["self_attn.q_prj"]},
+            "targets: self_attn.q_prj .*did you mean 'self_attn.q_proj'",
+        ),
+        ("lora", {"targets": []}, "length >= 1"),
+        ("adapter", {"outputs": ["mlp.dow_proj"]}, "did you mean 'mlp.down_proj'"),
+        ("adapter", {"inputs": [], "outputs": []}, "inputs and outputs are both empty"),
+        (
+            "adapter",
+            {"inputs": ["mlp.up_proj"], "outputs": ["mlp.up_proj"]},
+            "mlp.up_proj stands under inputs and",
+        ),
+        ("ia3", {"targets": ["mlp"]}, "targets or feedforward: mlp is no linear layer"),
+        (
+            "ia3",
+            {"targets": ["mlp.up_proj"], "feedforward": ["mlp.up_proj"]},
+            "stands under targets and feedf",
+        ),
+    ],
+)
+def test_leaves_that_do_not_exist_are_named(method, settings, message):
+    with pytest.raises(UserError, match=message):
+        attach(load_tiny(), train_spec(method, settings=settings))

@@ -30,7 +30,7 @@ def shipped() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tiny-llava")
-    build_base_model(BaseSpec(model="tiny-llava", source=SHIPPED_SOURCE), out)
+    build_base_model(BaseSpec(model="tiny-llava", source=SHIPPED_SOURCE), out, {})
     return out
 
 
@@ -116,14 +116,14 @@ def test_normalisation_is_the_processors(folder: Path) -> None:
 def test_other_weights_than_the_model_file_names_are_refused(tmp_path: Path) -> None:
     spec = BaseSpec(model="tiny-llava", source={**SHIPPED_SOURCE, "sha256": "0" * 64})
     with pytest.raises(UserError, match="the model file names"):
-        build_base_model(spec, tmp_path)
+        build_base_model(spec, tmp_path, {})
 
 
 def test_unknown_settings_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sizs"):
-        build_base_model(BaseSpec(model="x", source={**SHIPPED_SOURCE, "sizs": {}}), tmp_path)
+        build_base_model(BaseSpec(model="x", source={**SHIPPED_SOURCE, "sizs": {}}), tmp_path, {})
     with pytest.raises(UserError, match="unknown kind of source 'hugginface'"):
-        build_base_model(BaseSpec(model="x", source={"kind": "hugginface"}), tmp_path)
+        build_base_model(BaseSpec(model="x", source={"kind": "hugginface"}), tmp_path, {})
 
 
 def test_a_trained_base_depends_on_its_recipes_code() -> None:

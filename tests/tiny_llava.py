@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import copy
-import hashlib
 import io
 import json
 import shutil
@@ -142,6 +141,8 @@ def make_data(folder: Path, train: int = 24, test: int = 10) -> tuple[Path, Path
     import polars as pl
     from PIL import Image
 
+    from peftbench.data.images import store_image
+
     data, subset, store = folder / "data", folder / "subset", folder / "images"
     data.mkdir(parents=True)
     subset.mkdir()
@@ -153,10 +154,7 @@ def make_data(folder: Path, train: int = 24, test: int = 10) -> tuple[Path, Path
             pixels = np.clip(np.array(COLOURS[colour]) + rng.integers(-25, 25, (20, 14, 3)), 0, 255)
             buffer = io.BytesIO()
             Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
-            sha = hashlib.sha256(buffer.getvalue()).hexdigest()
-            path = store / sha[:2] / f"{sha}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(buffer.getvalue())
+            sha = store_image(store, buffer.getvalue())
             text_only = i % 8 == 7
             rows.append(
                 {

@@ -74,7 +74,7 @@ FAKES = {
     "analysis/plot.py": """
         from peftbench.store import atomic_text
 
-        def plot_study(spec, table, out_dir):
+        def plot_study(spec, table, out_dir, results):
             for suffix in ("png", "svg"):
                 atomic_text(out_dir / f"{spec.study}.{suffix}", table.read_text())
             return {}

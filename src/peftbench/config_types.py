@@ -255,6 +255,15 @@ class Published(Config, frozen=True, kw_only=True):
     """Axes that all values of the file share: the model of a table about one model."""
 
 
+class Tuning(Config, frozen=True, kw_only=True):
+    """The same number of trials of the learning rate for every method; the best on validation examples counts."""
+
+    factors: Annotated[list[NonNegativeFloat], Meta(min_length=1)]
+    """Learning rates tried, as multiples of each method's own."""
+    validation: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.1
+    """Share of the training examples that the trials are compared on, and that nobody trains on."""
+
+
 class StudyConfig(Config, frozen=True, kw_only=True):
     """``config/studies/<name>.yaml``: one table, its figure and its page, as a view over runs."""
 
@@ -289,6 +298,9 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     itself."""
     include_base: bool = False
     """Add the untuned base model as a row."""
+    tuning: Tuning | None = None
+    """Equal tuning budget: each method gets the same number of trials of its learning rate. None: each method's rate is
+    taken as it is, as in the paper."""
     training: dict[str, Any] = {}
     """Training settings of this study that differ from those of ``config.yaml``."""
     methods: dict[Name, dict[str, Any]] = {}

@@ -20,6 +20,7 @@ from peftbench.fingerprint import Fingerprinter, default_fingerprinter, with_ver
 from peftbench.retrieve.origin import Origin, parse_origins
 from peftbench.spec import (
     BaseSpec,
+    ChooseSpec,
     Decoding,
     Execution,
     Exposed,
@@ -248,10 +249,20 @@ class Plan:
                 waiting.extend(job.inputs.values())
         return sorted(f"{self.results}/{job.record}" for job in seen.values() if job.stage == "retrieve")
 
-    def train(self, run: Run) -> Job:
-        """A fine-tuning run."""
+    def choose(self, run: Run) -> Job:
+        """The best of a run's trials."""
+        spec = ChooseSpec(trials=run.trials)
+        inputs = {f"trial.{place}": self.train(run, rate) for place, rate in enumerate(run.trials)}
+        label = f"{run.method} {run.model} {run.dataset} {run.connector}, best of {len(inputs)}"
+        place = f"runs/{run.model}/{run.dataset}/{run.method}.chosen-{{digest}}"
+        return self._add("choose", spec, inputs, label, place)
+
+    def train(self, run: Run, rate: float | None = None) -> Job:
+        """A fine-tuning run; ``rate``: the learning rate of a trial, instead of the method's own."""
         model = self.settings.model(run.model, "a study")
         settings = self._settings(run.settings)
+        if rate is not None:
+            settings = settings | {"learning_rate": rate}
         spec = TrainSpec(
             model=model.names,
             prompt=self.settings.dataset(run.dataset, "a study").prompt,
@@ -265,7 +276,8 @@ class Plan:
             max_length=run.training.max_length,
             seed=run.seed,
             precision=run.training.precision or model.precision,
-            eval_loss=run.training.eval_loss,
+            eval_loss=run.training.eval_loss or bool(run.validation),
+            validation=run.validation,
             vision=run.vision,
             keep_epochs=run.keep_epochs,
         )
@@ -303,7 +315,7 @@ class Plan:
         if run.method == BASE:
             above = f"runs/{run.model}/{run.dataset}/{BASE}-{base.digest}"
         else:
-            inputs["run"] = self.train(run)
+            inputs["run"] = self.choose(run) if run.trials else self.train(run)
             above = inputs["run"].directory
         label = f"{run.method} {run.model} {run.dataset} {run.connector}"
         label += f" on {run.target}" if run.target != run.dataset else ""

@@ -107,6 +107,10 @@ class Job:
 Work = Callable[[Job], dict[str, Any]]
 
 
+TOLERANT = ("choose",)
+"""Stages that can do with inputs that failed."""
+
+
 def run_stage(
     stage: str, work: Work, description: str, heavy: bool = False, argv: list[str] | None = None
 ) -> NoReturn:
@@ -196,7 +200,8 @@ def _make_result(
             return
         with partial_directory(output.parent) as folder:
             try:
-                _refuse_failed(inputs)
+                if stage not in TOLERANT:
+                    _refuse_failed(inputs)
                 facts = work(Job(ticket, spec, inputs, output, folder, execution))
             except RunFailed as failure:
                 facts = {FAILED: str(failure)}

@@ -151,10 +151,19 @@ class TrainSpec(Spec, frozen=True, kw_only=True):
     precision: Precision
     eval_loss: bool
     """Whether the loss on the test split is measured after each epoch."""
+    validation: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
+    """Share of the drawn examples that is not trained on; the loss is measured on them instead of the test split."""
     vision: Connector = "frozen"
     """Whether the vision tower is tuned too (the paper's appendix C), at the connector's learning rate."""
     keep_epochs: bool = False
     """Whether the weights of every epoch are kept, and not the last one's alone."""
+
+
+class ChooseSpec(Spec, frozen=True, kw_only=True):
+    """The best of some trial runs, by the lowest loss on their validation examples after the last epoch."""
+
+    trials: Annotated[list[float], Meta(min_length=1)]
+    """Learning rate of each trial; inputs ``trial.0``, ``trial.1`` ... in this order."""
 
 
 class Exposed(Spec, frozen=True, kw_only=True):
@@ -210,8 +219,9 @@ class ScoreSpec(Spec, frozen=True, kw_only=True):
 class JudgeSpec(Spec, frozen=True, kw_only=True):
     """The judgements of another model on one set of predictions."""
 
-    kind: Literal["endpoint", "local"]
-    """endpoint: a chat-completions service; local: a model in a folder, the input ``judge``."""
+    kind: Literal["endpoint", "local", "facts"]
+    """endpoint: a chat-completions service; local: a model in a folder, the input ``judge``; facts: a rule, for
+    pictures whose contents are known."""
     scale: Name
     """Module of ``peftbench.metrics.scales`` that reads a rating from a reply."""
     prompt: Annotated[str, Meta(min_length=1)]
@@ -274,6 +284,7 @@ SPECS: dict[str, type[Spec]] = {
     "build": BaseSpec,
     "expose": ExposeSpec,
     "train": TrainSpec,
+    "choose": ChooseSpec,
     "predict": PredictSpec,
     "judge": JudgeSpec,
     "score": ScoreSpec,

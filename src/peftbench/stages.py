@@ -25,6 +25,7 @@ RULES = {
     "build": "build_base_model",
     "expose": "expose_base_model",
     "train": "train_adapter",
+    "choose": "choose_run",
     "predict": "generate_predictions",
     "judge": "judge_predictions",
     "score": "score_predictions",

@@ -64,6 +64,10 @@ class Run(Spec, frozen=True, kw_only=True):
     keep_epochs: bool
     """Whether the run keeps the weights of all epochs: where a study asks for any but the last. All of them, so that
     studies that ask for different ones share their runs."""
+    trials: list[float]
+    """Learning rates that are tried, the best of which answers; none: the method's own."""
+    validation: float
+    """Share of the training examples that trials are compared on."""
     exposure: bool
     """Whether the base model was shown the seen data sets first."""
     axes: dict[str, Any]
@@ -130,8 +134,24 @@ class Expander:
             epoch="last" if method == BASE else self._epoch(point.get("epoch", "last"), training),
             keep_epochs=method != BASE and axes.get("epoch", ["last"]) != ["last"],
             exposure=point.get("exposure", False),
+            trials=self._trials(module, settings),
+            validation=self.study.tuning.validation if self.study.tuning and module.TRAINS else 0.0,
             axes=further | {axis: point[axis] for axis in OPTIONAL if axis in point},
         )
+
+    def _trials(self, module: ModuleType, settings: str) -> list[float]:
+        """Learning rates of the trials, rounded to six digits so that 0.1 * 3 and 0.3 are one run."""
+        if self.study.tuning is None or not module.TRAINS:
+            return []
+        if "epoch" in self.axes:
+            raise UserError(
+                f"{self.file}: tuning: a study cannot have the axis epoch too: the last one is compared"
+            )
+        rate = json.loads(settings)["learning_rate"]
+        rates = [float(f"{rate * factor:.6g}") for factor in self.study.tuning.factors]
+        if len(set(rates)) < len(rates):
+            raise UserError(f"{self.file}: tuning.factors: two trials have the same learning rate")
+        return rates
 
     def _epoch(self, epoch: Any, training: Training) -> Any:
         """The epoch as the spec has it: the last one is "last", by whatever name."""

@@ -37,7 +37,7 @@ wildcard_constraints:
     origin=r"[^/]+",
     model=r"[^/]+",
     dataset=r"[^/]+",
-    method=r"[^/]+",
+    method=r"[^/.]+",
     size=r"[0-9]+|full",
     run=r"[^/]+-[0-9a-f]{16}",
     predictions=r"predictions-[0-9a-f]{16}",

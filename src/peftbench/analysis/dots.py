@@ -1,7 +1,7 @@
 """What the figure of a study shows, without how it is drawn: panels of dots read from the long table."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class Dot(Struct, frozen=True, kw_only=True):
@@ -70,7 +71,7 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
     )
 
 
-def distinct(values: Any) -> list[str]:
+def distinct(values: Iterable[T]) -> list[T]:
     """Each value once, in order."""
     return list(dict.fromkeys(values))
 

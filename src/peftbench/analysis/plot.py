@@ -48,7 +48,7 @@ def plot_study(spec: PlotSpec, table: Path, out_dir: Path, results: Path | None 
         for kind, path in files.items():
             atomic_write(
                 path,
-                lambda temporary, kind=kind: figure.savefig(
+                lambda temporary, kind=kind: figure.savefig(  # type: ignore[misc]
                     temporary, format=kind, dpi=160, metadata=metadata[kind]
                 ),
             )

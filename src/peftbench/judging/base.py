@@ -18,6 +18,10 @@ class Item(msgspec.Struct, frozen=True):
 
     id: str
     prompt: str
+    question: str = ""
+    answer: str = ""
+    facts: str = ""
+    """JSON with what is known of the picture, for judges that read no prompt."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

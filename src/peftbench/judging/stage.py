@@ -47,7 +47,10 @@ def judge_predictions(
     types = dict(zip((e.id for e in examples), scale.types(examples), strict=True))
     answers = _read_answers(predictions_dir / "predictions.parquet", [example.id for example in examples])
     by_id = {example.id: example for example in examples}
-    items = [Item(name, fill(spec.prompt, by_id[name], answer)) for name, answer in answers.items()]
+    items = [
+        Item(name, fill(spec.prompt, by_id[name], answer), by_id[name].question, answer, by_id[name].source)
+        for name, answer in answers.items()
+    ]
     allowed = math.floor(spec.tolerated * len(items) + 1e-9)
     store = Staging(staging, spec)
     found = {item.id: reply for item in items if (reply := store.known(item)) is not None}

@@ -16,6 +16,7 @@ it they agree within rounding. On one CPU process two runs of one spec are equal
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from peftbench.training.progress import Progress
 if TYPE_CHECKING:
     import torch
 
+    from peftbench.data.example import Example
     from peftbench.spec import Execution, TrainSpec
     from peftbench.training.adapt import Tuned
     from peftbench.training.features import Images
@@ -253,7 +255,10 @@ def train_adapter(
         base.model.disable_input_require_grads()
 
     rows = read_examples(data_dir, "train", read_subset(subset_dir))
-    held_out = read_examples(data_dir, "test") if spec.eval_loss else []
+    if spec.validation:
+        rows, held_out = split_validation(rows, spec.validation)
+    else:
+        held_out = read_examples(data_dir, "test") if spec.eval_loss else []
     # The whole split, so that every draw of it finds the same cached features.
     everything = read_examples(data_dir, "train") if execution.cache_dir else rows
     shas = [example.image for example in (*everything, *held_out)]
@@ -288,6 +293,16 @@ def train_adapter(
     facts["micro_batch"] = trainer.micro_batch
     finish(trainer.accelerator)
     return facts
+
+
+def split_validation(rows: list[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """Training and validation examples, in their order: those whose id hashes lowest are held out, at least one.
+
+    The same examples whatever the order of the rows, so that all trials of a study are compared on the same.
+    """
+    ranked = sorted(rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())
+    held = {row.id for row in ranked[: max(1, round(share * len(rows)))]}
+    return [row for row in rows if row.id not in held], [row for row in rows if row.id in held]
 
 
 def run_epochs(
@@ -383,8 +398,6 @@ def _generator(seed: int) -> torch.Generator:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file below a folder, by relative path."""
-    import hashlib
-
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
