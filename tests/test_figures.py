@@ -402,7 +402,6 @@ def test_runs_without_a_result_are_said_so(name: str, plan: Plan, tmp_path: Path
         return "missing" if cell.method == "adapter" and cell.connector == "tuned" else "ok"
 
     spec, table = made(plan, name, tmp_path, fate)
-    plot_study(spec, table, tmp_path, tmp_path)
     figure = drawn(spec.kind, read_long(table), tmp_path)
     assert overlaps(figure) == []
     text = words(figure)
@@ -422,7 +421,6 @@ def test_runs_without_a_result_are_said_so(name: str, plan: Plan, tmp_path: Path
 @pytest.mark.parametrize("name", KINDS)
 def test_a_study_before_its_runs_says_that_they_are_missing(name: str, plan: Plan, tmp_path: Path) -> None:
     spec, table = made(plan, name, tmp_path, lambda cell: "missing")
-    plot_study(spec, table, tmp_path, tmp_path)
     figure = drawn(spec.kind, read_long(table), tmp_path)
     text = words(figure)
     assert overlaps(figure) == []

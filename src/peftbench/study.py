@@ -59,7 +59,7 @@ class Run(Spec, frozen=True, kw_only=True):
     """The method's configuration as canonical JSON, defaults written out."""
     training: Training
     vision: Literal["tuned", "frozen"]
-    epoch: int | str
+    epoch: Epoch
     """Whose weights answer."""
     keep_epochs: bool
     """Whether the run keeps the weights of all epochs: where a study asks for any but the last. All of them, so that

@@ -80,9 +80,9 @@ def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
     constant = constant_paths(components, spec.model)
     sizes = {path: parameter.numel() for path, parameter in base.model.named_parameters()}
     wanted = {"method": method.trainable_count(dims, settings, spec.location)}
-    for part, chosen in (("connector", spec.connector), ("vision", spec.vision)):
+    for part, setting in (("connector", spec.connector), ("vision", spec.vision)):
         paths = {path for path, component in components.items() if component == part} - constant
-        wanted[part] = sum(sizes[path] for path in paths) if chosen == "tuned" else 0
+        wanted[part] = sum(sizes[path] for path in paths) if setting == "tuned" else 0
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name on its way out
