@@ -12,7 +12,7 @@ import msgspec
 
 from peftbench.config import Settings
 from peftbench.errors import UserError, did_you_mean
-from peftbench.graph import Job, Plan
+from peftbench.graph import Job, Plan, StudyPlan
 from peftbench.stages import RULES
 from peftbench.store import atomic_text
 from peftbench.views import ClaimsSpec
@@ -43,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--json", action="store_true", help="one JSON object per line")
     runs.set_defaults(run=_runs)
 
+    studies = commands.add_parser("studies", help="count the cells, trainings and predictions of each study")
+    _project_options(studies)
+    studies.add_argument("studies", nargs="*", metavar="STUDY", help="studies or groups; default: all")
+    studies.set_defaults(run=_count_studies)
+
     ticket = commands.add_parser("ticket", help="write a job's ticket and print the command that runs it")
     _project_options(ticket)
     ticket.add_argument("digest", metavar="RESULT", help="a digest, or the path of a result that ends in one")
@@ -68,8 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     schema.set_defaults(run=_schema)
 
-    if importlib.util.find_spec("peftbench.score_cli") is not None:
-        importlib.import_module("peftbench.score_cli").add_parser(commands)
+    for name in ("peftbench.score_cli", "peftbench.annotation.annotate_cli"):
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name).add_parser(commands)
     return parser
 
 
@@ -116,6 +122,60 @@ def _runs(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         print(f"{len(seen)} runs", file=sys.stderr)
     return 0
+
+
+def _count_studies(arguments: argparse.Namespace) -> int:
+    """One line per study; "new" are the trainings that no study above it has."""
+    plan = Plan(Settings.from_files(arguments.root.resolve(), arguments.configfile))
+    known = plan.settings.names("study")
+    all_studies = [plan.study(name) for name in known]
+    groups = {study.group for study in all_studies if study.group}
+    for name in arguments.studies:
+        if name not in {*known, *groups}:
+            raise UserError(f"there is no study or group {name!r}{did_you_mean(name, {*known, *groups})}")
+    chosen = arguments.studies or known
+    studies = [study for study in all_studies if study.name in chosen or study.group in chosen]
+    results = arguments.root / plan.results
+    seen: set[str] = set()
+    rows = [["study", "cells", "trainings", "new", "predictions", "to do"]]
+    todo_all: set[str] = set()
+    for study in studies:
+        jobs = _jobs_of(study)
+        trainings = {job.digest for job in jobs if job.stage == "train"}
+        predictions = {job.digest for job in jobs if job.stage == "predict"}
+        todo = {job.digest for job in jobs if job.stage in _COUNTED and not (results / job.record).exists()}
+        cells = [
+            study.name,
+            len(study.runs),
+            len(trainings),
+            len(trainings - seen),
+            len(predictions),
+            len(todo),
+        ]
+        rows.append([str(cell) for cell in cells])
+        seen |= trainings
+        todo_all |= todo
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells_text = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))
+        print(row[0].ljust(widths[0]), *cells_text)
+    print(f"{len(seen)} unique trainings; {len(todo_all)} trainings and predictions to do", file=sys.stderr)
+    return 0
+
+
+_COUNTED = ("train", "predict")
+
+
+def _jobs_of(study: StudyPlan) -> list[Job]:
+    """All jobs behind a study's scores, each once."""
+    waiting = [*study.scores]
+    found: dict[str, Job] = {}
+    while waiting:
+        job = waiting.pop()
+        if job.digest not in found:
+            found[job.digest] = job
+            waiting.extend(job.inputs.values())
+    return list(found.values())
 
 
 _WIDTHS = {"state": 9, "run": 16, "model": 14, "dataset": 18, "method": 8, "connector": 6, "location": 4}

@@ -1,7 +1,7 @@
 """JSON schemas and key tables of the configuration files, made from ``peftbench.config_types``.
 
-The text of a key is the string below its field. ``peftbench schema --write`` writes ``config/schema/*.json``
-and the tables in ``config/README.md``; a test fails when they have drifted.
+The text of a key is the string below its field. ``peftbench schema --write`` writes ``config/schema/*.json``,
+the tables in ``config/README.md`` and ``docs/catalogue.md``; a test fails when they have drifted.
 """
 
 import ast
@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from peftbench.catalogue import PAGE, catalogue
 from peftbench.config_types import FILES
 from peftbench.store import atomic_text
 
@@ -116,6 +117,8 @@ def outputs(root: Path) -> dict[Path, str]:
         return f"{match[1]}\n{key_table(match[2])}\n{match[3]}"
 
     made[readme] = _MARKER.sub(table, readme.read_text(encoding="utf-8"))
+    if (root / "config/config.yaml").exists():
+        made[root / PAGE] = catalogue(root)
     return made
 
 
