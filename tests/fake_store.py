@@ -155,7 +155,6 @@ class FakeStore:
             scores=str(folder.relative_to(self.root)),
         )
 
-
     def fill(
         self,
         cell: Cell,

@@ -291,14 +291,14 @@ def test_overfitting_epochs(values: list[float], marked: list[int], tmp_path: Pa
 
 
 def test_logs_that_cannot_be_read_say_why(tmp_path: Path) -> None:
-    assert read_log(tmp_path) == NoLog("missing")
+    assert read_log(tmp_path) == NoLog("log missing")
     log = tmp_path / "log.csv"
     for text, reason in (
-        ("step,epoch,loss\n", "empty"),
-        ("step,loss\n1,2\n", "damaged"),
-        ("step,epoch,loss\n1,1,what\n", "damaged"),
-        ("step,epoch,loss\n1,1,nan\n", "without a finite loss"),
-        ("", "damaged"),
+        ("step,epoch,loss\n", "log empty"),
+        ("step,loss\n1,2\n", "log damaged"),
+        ("step,epoch,loss\n1,1,what\n", "log damaged"),
+        ("step,epoch,loss\n1,1,nan\n", "no finite loss"),
+        ("", "log damaged"),
     ):
         log.write_text(text)
         assert read_log(tmp_path) == NoLog(reason), text
@@ -407,7 +407,8 @@ def test_runs_without_a_result_are_said_so(name: str, plan: Plan, tmp_path: Path
     text = words(figure)
     frame = read_long(table)
     if spec.kind in ("losses", "loss_bands"):
-        assert "failed in training" in text and "have no curve (log" in text
+        assert ("1 of 12 runs failed in training" if spec.kind == "losses" else "12 training failed") in text
+        assert f"{3 if spec.kind == 'losses' else 24} log missing" in text and "have no curve (" in text
     else:
         runs = frame.unique("scores").height
         counts = {

@@ -1,20 +1,23 @@
-"""Losses of the runs behind a table: read from their logs, and which epochs the paper calls overfitting."""
+"""Losses of the runs behind a table: read from their logs, and which epochs are marked."""
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from peftbench.analysis.dots import Row
+from peftbench.errors import UserError
+from peftbench.evaluation.epochs import epoch_of
+from peftbench.spec import Epoch
 
 if TYPE_CHECKING:
     import polars as pl
 
-NEAR = 4
-"""Overfitting epochs of a run (paper, section 5.5)."""
+OVERFITTING: tuple[Epoch, ...] = ("best", "near1", "near2", "near3", "near4")
+"""The epochs that are marked (paper, section 5.5)."""
 Points = list[tuple[float, float]]
 
 
@@ -26,7 +29,7 @@ class Log(Struct, frozen=True, kw_only=True):
 
 
 class NoLog(Struct, frozen=True):
-    """Why a run has no log."""
+    """Why a run has no curve."""
 
     reason: str
 
@@ -41,12 +44,12 @@ def read_log(run: Path) -> Log | NoLog:
     import polars as pl
 
     if not (run / "log.csv").exists():
-        return NoLog("missing")
+        return NoLog("log missing")
     try:
         steps = _columns(run / "log.csv", ["step", "epoch", "loss"])
         evaluation = _columns(run / "eval.csv", ["epoch", "loss"]) if (run / "eval.csv").exists() else None
         if steps.is_empty():
-            return NoLog("empty")
+            return NoLog("log empty")
         scale = float(steps["epoch"].max()) / float(steps["step"].max())  # type: ignore[arg-type]
         train = _finite(zip(steps["step"] * scale, steps["loss"], strict=True))
         measured = (
@@ -55,9 +58,9 @@ def read_log(run: Path) -> Log | NoLog:
             else []
         )
     except (OSError, pl.exceptions.PolarsError, ValueError, TypeError, ZeroDivisionError):
-        return NoLog("damaged")
+        return NoLog("log damaged")
     if not train:
-        return NoLog("without a finite loss")
+        return NoLog("no finite loss")
     return Log(train=train, evaluation={int(epoch): loss for epoch, loss in measured})
 
 
@@ -71,16 +74,20 @@ def _finite(points: object) -> Points:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]  # type: ignore[attr-defined]
 
 
-def best_epoch(losses: Mapping[int, float]) -> int:
-    """The epoch of the lowest evaluation loss; of equals the first."""
-    return min(sorted(losses), key=losses.__getitem__)
+def overfitting_epochs(run: Path, log: Log) -> list[int]:
+    """The epoch of the lowest evaluation loss and the four nearest to it, as tables that ask for them take them.
 
-
-def near_epochs(losses: Mapping[int, float]) -> list[int]:
-    """The epochs nearest in time to the best one, itself left out; of two equally near the later one first."""
-    best = best_epoch(losses)
-    others = sorted((epoch for epoch in losses if epoch != best), key=lambda e: (abs(e - best), -e))
-    return others[:NEAR]
+    Fewer where the run is shorter; none without an evaluation.
+    """
+    found = []
+    for name in OVERFITTING:
+        try:
+            epoch = epoch_of(run, name)
+        except UserError:
+            break
+        if epoch is not None and epoch in log.evaluation:
+            found.append(epoch)
+    return found
 
 
 def thinned(points: Points, most: int) -> Points:

@@ -176,7 +176,7 @@ def _fluctuation(axes: "Axes", y: float, colour: str, ours: Scores, theirs: Scor
         _marker(axes, theirs.fluctuation, y + BESIDE, "D", INK, True)
     value = ours.fluctuation if ours.values else None
     if value is None:
-        _cross(axes, y, ours.reason or "mean 0")
+        _cross(axes, y, ours.reason or "mean 0", at=(theirs.fluctuation or 0.0) if theirs.values else 0.0)
     else:
         axes.plot([0, value], [y, y], color=colour, linewidth=0.8, alpha=0.5, solid_capstyle="butt")
         _marker(axes, value, y, "o", colour, False)
@@ -196,12 +196,12 @@ def _marker(axes: "Axes", x: float, y: float, shape: str, colour: str, is_open: 
     )
 
 
-def _cross(axes: "Axes", y: float, reason: str, side: int = 1) -> None:
-    """Why there is no mark, to the right of 0 (``side`` 1) or to its left (-1): where the published one is not."""
+def _cross(axes: "Axes", y: float, reason: str, side: int = 1, at: float = 0.0) -> None:
+    """Why there is no mark, to the right of ``at`` (``side`` 1) or to its left (-1): where no published one is."""
     axes.annotate(
         f"× {reason}",
-        (0.0, y),
-        (3 * side, 0),
+        (at, y),
+        (5 * side, 0),
         textcoords="offset points",
         fontsize=6.8,
         color=MUTED,
@@ -212,9 +212,10 @@ def _cross(axes: "Axes", y: float, reason: str, side: int = 1) -> None:
 
 
 def _limits(axes: "Axes", symmetric: bool = False) -> None:
-    values = [
-        float(x) for line in axes.lines for x in line.get_xdata() if line.get_transform() == axes.transData
-    ]
+    import numpy as np
+
+    data = [line for line in axes.lines if line.get_transform() == axes.transData]
+    values = [float(x) for line in data for x in np.asarray(line.get_xdata(), dtype=float)]
     low, high = min([0.0, *values]), max([0.0, *values])
     room = max(0.06 * (high - low), 0.1)
     axes.set_xlim(low - room if symmetric else 0.0, high + room)

@@ -23,7 +23,7 @@ from peftbench.analysis.figures._runs import (
     published_only,
     setting_key,
 )
-from peftbench.analysis.figures._sheet import Context, Sheet, empty, heading, marker, mixed, patch
+from peftbench.analysis.figures._sheet import WHITE_BOX, Context, Sheet, empty, heading, marker, mixed, patch
 from peftbench.analysis.outcomes import Z95, Estimate
 from peftbench.analysis.style import INK, MUTED, SURFACE, method_title
 
@@ -165,6 +165,7 @@ def _panel(axes: "Axes", study: Study, found: Sequence[Gain], steps: Sequence[An
                 color=MUTED,
                 ha="center",
                 va="bottom",
+                bbox=WHITE_BOX,
             )
         else:
             _bar(axes, x, 0.88 * width, gain.value, colour, mixed(colour, SURFACE, SHADES[k % len(SHADES)]))

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from peftbench.analysis.dots import distinct
-from peftbench.analysis.figures._logs import Log, Points, thinned
+from peftbench.analysis.figures._logs import Log, NoLog, Points, thinned
 from peftbench.analysis.figures._runs import Study, setting_key
 from peftbench.analysis.figures._sheet import Context, Sheet, empty, heading, ramp, stroke
 from peftbench.analysis.figures.losses import ABOUT_RUN, Curve, log_gaps, read_curves
-from peftbench.analysis.style import method_title
+from peftbench.analysis.style import MUTED, method_title
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,10 +70,11 @@ def band(runs: Sequence[Points]) -> Band:
 def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
     """The figure of a study's long table and its runs' logs."""
     study = Study(frame, apart=(*ABOUT_RUN, "dataset"))
-    curves = read_curves(study, context)
-    failed = sum(curve.failed for curve in curves)
-    gaps = [f"{failed} of {len(curves)} runs failed in training and are left out."] if failed else []
-    gaps += log_gaps([curve for curve in curves if not curve.failed])
+    curves = [
+        replace(curve, log=NoLog("training failed")) if curve.failed else curve
+        for curve in read_curves(study, context)
+    ]
+    gaps = log_gaps(curves)
     if not any(_whole(curve) for curve in curves):
         reason = "no run has a log of its losses to the end" if curves else "the study has no tuned runs"
         return empty(context, reason, gaps)
@@ -111,8 +113,9 @@ def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
     return sheet.figure
 
 
-def _whole(curve: Curve) -> bool:
-    return isinstance(curve.log, Log) and not curve.failed
+def _whole(curve: Curve) -> Points:
+    """A run's training losses; none where it has no log to its end."""
+    return curve.log.train if isinstance(curve.log, Log) else []
 
 
 def _variants(curves: Sequence[Curve], method: str) -> list[str]:
@@ -126,23 +129,24 @@ def _panel(axes: "Axes", curves: Sequence[Curve], variants: Sequence[str], shade
 
     drawn = False
     for k, variant in enumerate(variants):
-        runs = [c.log.train for c in curves if c.variant == variant and _whole(c)]
+        runs = [_whole(c) for c in curves if c.variant == variant and _whole(c)]
         if not runs:
             continue
         drawn = True
         found = band(runs)
         if found.seeds > 1:
             axes.fill_between(found.x, found.low, found.high, color=shades[k], alpha=0.16, linewidth=0)
-        lone = {"marker": "."} if len(found.x) == 1 else {}
-        axes.plot(
-            found.x, found.mean, color=shades[k], linewidth=1.3, linestyle=STYLES[k % len(STYLES)], **lone
-        )
+        mark = "." if len(found.x) == 1 else ""
+        style = STYLES[k % len(STYLES)]
+        axes.plot(found.x, found.mean, color=shades[k], linewidth=1.3, linestyle=style, marker=mark)
     if not drawn:
+        reasons = [curve.log.reason for curve in curves if isinstance(curve.log, NoLog)]
         axes.annotate(
-            "× no log" if curves else "× not run",
+            f"× {reasons[0]}" if reasons else "× not run",
             (0.5, 0.5),
             xycoords="axes fraction",
             fontsize=7.5,
+            color=MUTED,
             ha="center",
             va="center",
         )

@@ -17,8 +17,7 @@ from peftbench.analysis.dots import distinct
 from peftbench.analysis.figures._logs import (
     Log,
     NoLog,
-    best_epoch,
-    near_epochs,
+    overfitting_epochs,
     read_log,
     run_folder,
     smoothed,
@@ -54,6 +53,8 @@ class Curve(Struct, frozen=True, kw_only=True):
     variant: str
     seed: int
     log: Log | NoLog
+    marks: list[int]
+    """The epoch of the lowest evaluation loss, then those nearest to it."""
     failed: bool
     """Whether its training failed: then its log ends early."""
 
@@ -65,13 +66,15 @@ def read_curves(study: Study, context: Context) -> list[Curve]:
         folder = run_folder(row, context.results)
         key = (folder, *(row[name] for name in ("model", "dataset", "method", "variant", "seed")))
         if key not in curves:
+            log = read_log(folder)
             curves[key] = Curve(
                 model=row["model"],
                 dataset=row["dataset"],
                 method=row["method"],
                 variant=row["variant"],
                 seed=row["seed"],
-                log=read_log(folder),
+                log=log,
+                marks=overfitting_epochs(folder, log) if isinstance(log, Log) else [],
                 failed=row["status"] == "failed" and str(row["reason"]).startswith("training failed"),
             )
     return list(curves.values())
@@ -83,7 +86,7 @@ def log_gaps(curves: Sequence[Curve]) -> list[str]:
     if not reasons:
         return []
     counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in distinct(reasons))
-    return [f"{len(reasons)} of {len(curves)} runs have no curve (log {counts})."]
+    return [f"{len(reasons)} of {len(curves)} runs have no curve ({counts})."]
 
 
 def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
@@ -119,7 +122,7 @@ def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
             axes.tick_params(labelleft=column == 0)
             if column == 0:
                 axes.set_ylabel(f"{name}\nloss", fontsize=8)
-            if row == len(places) - 1:
+            if row == len(places) - 1 and axes.get_xticks().size:
                 axes.set_xlabel("epoch", fontsize=8)
         assert first is not None
         _scale(first, [curve.log for curve in here if isinstance(curve.log, Log)])
@@ -134,7 +137,7 @@ def _panel(axes: "Axes", study: Study, curves: Sequence[Curve], method: str) -> 
     if not there:
         reasons = [curve.log.reason for curve in curves if isinstance(curve.log, NoLog)]
         axes.annotate(
-            f"× log {reasons[0]}" if reasons else "× not run",
+            f"× {reasons[0]}" if reasons else "× not run",
             (0.5, 0.5),
             xycoords="axes fraction",
             fontsize=7.5,
@@ -156,11 +159,13 @@ def _panel(axes: "Axes", study: Study, curves: Sequence[Curve], method: str) -> 
             axes.plot(*_xy(raw), color=pale, marker=".", linestyle="none")
         axes.plot(*_xy(smoothed(raw)), color=pale, linewidth=1.2, linestyle=style)
         if curve.log.evaluation:
-            _evaluation(axes, curve.log.evaluation, colour, style, marked=curve is there[0])
+            _evaluation(axes, curve.log.evaluation, colour, style, curve.marks if curve is there[0] else [])
     axes.set_xlim(left=0)
 
 
-def _evaluation(axes: "Axes", losses: dict[int, float], colour: str, style: Any, marked: bool) -> None:
+def _evaluation(
+    axes: "Axes", losses: dict[int, float], colour: str, style: Any, marks: Sequence[int]
+) -> None:
     dark = mixed(colour, INK, 0.3)
     epochs = sorted(losses)
     axes.plot(
@@ -173,11 +178,9 @@ def _evaluation(axes: "Axes", losses: dict[int, float], colour: str, style: Any,
         markersize=2.6,
         zorder=3,
     )
-    if not marked:
-        return
-    best = best_epoch(losses)
-    axes.plot([best], [losses[best]], color=dark, marker="o", markersize=7.4, zorder=4)
-    for number, epoch in enumerate(near_epochs(losses), start=1):
+    for epoch in marks[:1]:
+        axes.plot([epoch], [losses[epoch]], color=dark, marker="o", markersize=7.4, zorder=4)
+    for number, epoch in enumerate(marks[1:], start=1):
         axes.plot(
             [epoch],
             [losses[epoch]],
@@ -251,7 +254,9 @@ def _legend(study: Study, curves: Sequence[Curve]) -> list[Any]:
 
 def _notes(study: Study, curves: Sequence[Curve]) -> list[str]:
     failed = sum(curve.failed for curve in curves)
-    notes = [f"{failed} of {len(curves)} runs failed in training: their curves end there."] if failed else []
+    notes = (
+        [f"{failed} of {len(curves)} runs failed in training: what they logged is drawn."] if failed else []
+    )
     logs = [curve.log for curve in curves if isinstance(curve.log, Log)]
     without = sum(not log.evaluation for log in logs)
     if without:

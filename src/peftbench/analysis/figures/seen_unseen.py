@@ -15,7 +15,16 @@ from msgspec import Struct
 
 from peftbench.analysis.dots import Row
 from peftbench.analysis.figures._runs import Gap, Number, Study, by, mean_of, merged
-from peftbench.analysis.figures._sheet import BASE_DASH, Context, Sheet, empty, heading, marker, stroke
+from peftbench.analysis.figures._sheet import (
+    BASE_DASH,
+    WHITE_BOX,
+    Context,
+    Sheet,
+    empty,
+    heading,
+    marker,
+    stroke,
+)
 from peftbench.analysis.outcomes import Z95, Estimate
 from peftbench.analysis.style import INK, MUTED, SURFACE, UNTUNED_TITLE, method_title
 
@@ -152,6 +161,7 @@ def _panel(axes: "Axes", study: Study, found: Sequence[Mean], base: dict[bool, N
                 color=MUTED,
                 ha="center",
                 va="bottom",
+                bbox=WHITE_BOX,
             )
             continue
         axes.plot(

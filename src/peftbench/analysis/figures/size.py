@@ -5,6 +5,7 @@ study varies, equally far from each other. The value that the method has by defa
 own scales: they compare sizes, not methods.
 """
 
+import math
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEIGHT, GAP_X, GAP_Y = 1.55, 0.5, 0.88
-LEFT = 0.55
+LEFT = 0.6
+COLUMNS = 4
+"""Most panels beside each other."""
 NARROWEST = 2.0
 """Least range of scores that a panel shows, in points: noise shall not fill it."""
 METHOD_AXES = ("location", "connector", "train_size")
@@ -77,21 +80,24 @@ def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
     groups = by([row for row in study.tuned if row["method"] in methods], *names)
     most = max(len(_settings(study.tuned, method, axes_of[method])) for method in methods)
     width = min(2.3, max(1.55, 0.36 * most))
+    columns = min(COLUMNS, len(methods))
+    per_group = math.ceil(len(methods) / columns)
     sheet = Sheet(
         context.title,
-        max(5.2, LEFT + len(methods) * (width + GAP_X)),
-        len(groups) * (HEIGHT + GAP_Y),
+        max(5.2, LEFT + columns * (width + GAP_X)),
+        len(groups) * per_group * (HEIGHT + GAP_Y),
         _legend(study, methods, axes_of),
         [*_notes(study, methods), *study.gaps],
     )
-    for row, (key, rows) in enumerate(groups.items()):
-        for column, method in enumerate(methods):
+    for group, (key, rows) in enumerate(groups.items()):
+        for place, method in enumerate(methods):
+            row, column = group * per_group + place // columns, place % columns
             axes = sheet.axes(LEFT + column * (width + GAP_X), 0.42 + row * (HEIGHT + GAP_Y), width, HEIGHT)
             here = [r for r in rows if r["method"] == method]
             model = study.model_title(str(key[0])) if len(study.models) > 1 else ""
             parts = [model, *(str(part) for part in key[2:] if part)]
             note = ", ".join([rows[0]["dataset_label"], *(part for part in parts if part)])
-            heading(axes, method_title(method), note if column == 0 else rows[0]["dataset_label"])
+            heading(axes, method_title(method), note if place == 0 else rows[0]["dataset_label"])
             if column == 0:
                 axes.set_ylabel("Score", fontsize=8)
             if not here:
@@ -105,7 +111,7 @@ def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
 def _settings(rows: Sequence[Row], method: str, axes: Sequence[str]) -> list[tuple[Any, ...]]:
     """The settings of a method by size."""
     found = distinct(tuple(row[axis] for axis in axes) for row in rows if row["method"] == method)
-    return sorted(found, key=lambda values: [setting_key(value) for value in values])  # type: ignore[arg-type]
+    return sorted(found, key=lambda values: [setting_key(value) for value in values])
 
 
 def _panel(
@@ -164,6 +170,8 @@ def _panel(
         low, high = min(seen), max(seen)
         room = max(0.08 * (high - low), (NARROWEST - (high - low)) / 2)
         panel.set_ylim(low - room, high + room)
+    else:
+        panel.set_yticks([])
 
 
 def _marker(panel: "Axes", x: float, y: float, shape: str, colour: str, is_open: bool) -> None:
