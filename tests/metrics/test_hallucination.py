@@ -153,11 +153,20 @@ def test_mmhal_types_follow_the_position() -> None:
     texts = [f"Rating: {6 if n % 8 == 0 else 1}" for n in range(96)]
     result = mmhal.score(texts, rows, {})
     assert result.value == pytest.approx((6 + 7) / 8)
-    assert result.extra["by_type"]["attribute"] == {"value": 6.0, "hallucination_rate": 0.0, "n": 12}
+    attribute = {"value": 6.0, "stderr": 0.0, "hallucination_rate": 0.0, "n": 12}
+    assert result.extra["by_type"]["attribute"] == attribute
+    assert result.extra["rate"]["value"] == 87.5
+    assert result.extra["rate"]["stderr"] == pytest.approx(100 * (0.875 * 0.125 / 95) ** 0.5)
     assert result.extra["by_type"]["other"]["hallucination_rate"] == 100.0
     assert result.extra["hallucination_rate"] == 87.5
     assert result.extra["complete"] is True
     assert result.extra["consistent"] is True
+
+
+def test_rules_of_the_singular_that_lead_in_a_circle_end() -> None:
+    vocabulary = chair.Vocabulary([["dog"]], "names")
+    assert vocabulary.form('"') == vocabulary.form('"s')
+    assert vocabulary.mentions('" a dog "') == ["dog"]
 
 
 @settings(max_examples=150, deadline=None)

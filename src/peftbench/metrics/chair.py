@@ -122,12 +122,17 @@ class Vocabulary:
         """The form in which a word is looked up: the official singular.
 
         For names, that of the singular and so on, so that the slips of its rules ("glasses", "glass",
-        "glas") put no name out of reach.
+        "glas") put no name out of reach. Of rules that lead back (a lone quotation mark) the first form of the
+        circle in the alphabet, so that all of them are one.
         """
         one = singular(word)
-        while not self.coco and one != word:
-            word, one = one, singular(one)
-        return one
+        if self.coco:
+            return one
+        passed = [word]
+        while one not in passed:
+            passed.append(one)
+            one = singular(one)
+        return min(passed[passed.index(one) :])
 
     def mentions(self, caption: str) -> list[str]:
         """The groups that a caption's words name, in their order, repeats kept."""
