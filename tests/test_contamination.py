@@ -213,7 +213,9 @@ def test_counts_are_exact() -> None:
 
 
 def test_captions_of_the_same_picture_are_pairs() -> None:
-    found = counted([("a", ""), ("b", "")], [("a", ""), ("b", "What is it?")], {"a": 0xFF << 50, "b": 0xFF << 20})
+    found = counted(
+        [("a", ""), ("b", "")], [("a", ""), ("b", "What is it?")], {"a": 0xFF << 50, "b": 0xFF << 20}
+    )
     assert (found.near_pictures, found.questions, found.rows, found.pairs) == (2, 0, 2, 1)
 
 

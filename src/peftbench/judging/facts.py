@@ -25,7 +25,7 @@ import msgspec
 
 from peftbench.errors import UserError
 from peftbench.judging.base import Item, Keep, Reply
-from peftbench.judging.statements import Facts, Finding, Statements, is_cautious
+from peftbench.judging.statements import COLOURS, NUMBERS, Facts, Finding, Statements
 from peftbench.metrics.scales import load_scale
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 NEUTRAL = 3
 """Rating without hallucination and without information; below it lie the hallucinations."""
 HIGHEST = 6
+NUMBER_WORDS = set(NUMBERS[1:])
 
 
 def make(spec: JudgeSpec, execution: Execution, model_dir: Path | None) -> FactsJudge:
@@ -74,7 +75,7 @@ class FactsJudge:
 def read_facts(item: Item) -> Facts:
     """The facts of an item; ``UserError`` where it has none or they contradict themselves."""
     try:
-        facts = msgspec.convert(json.loads(item.facts or "{}"), Facts, strict=False)
+        facts = msgspec.convert(json.loads(item.facts or "{}"), Facts)
     except (ValueError, msgspec.ValidationError) as error:
         raise UserError(
             f"judge: the source of example {item.id!r} does not say what its picture shows ({error}): a judge of kind "
@@ -92,54 +93,34 @@ def rate(facts: Facts, question: str, answer: str) -> tuple[int, list[Finding], 
     statements = Statements(facts, question, answer)
     findings = statements.findings()
     asked = facts.asked
-    false = sum(not finding.true for finding in findings)
-    true = {finding.text for finding in findings if finding.true}
+    true = [finding for finding in findings if finding.true]
+    details = len(true)
     if asked.denies:
-        answered = not false and not is_cautious(answer) and statements.denies()
-        goes_along = not answered and not false and _goes_along(statements)
-        if goes_along:
-            findings.append(Finding(f"{asked.denies[0]} is not there", False))
-            false = 1
-        details = len(true)
+        answered = statements.denies()
+        if not answered and _goes_along(statements):
+            findings.append(Finding("thing", asked.denies[0], f"{asked.denies[0]} is there", False))
     elif asked.more:
-        comparison = f"more {asked.more} than {asked.fewer}"
-        counted = {f"{thing}: {facts.counts[thing]}" for thing in (asked.more, asked.fewer)}
-        answered = comparison in true or counted <= true
-        details = len(true - {comparison}) - (0 if comparison in true else 1)
+        counted = {finding.thing for finding in true if finding.kind == "count"}
+        answered = any(finding.kind == "more" for finding in true) or {asked.more, asked.fewer} <= counted
+        details -= 1
+    elif asked.what:
+        answered = any(finding.kind == asked.what and finding.thing == asked.about for finding in true)
+        details -= 1
     else:
         answered = bool(asked.says) and all(any(map(statements.says, words)) for words in asked.says)
-        details = len(true - _answering(facts, true)) if answered else len(true)
-    if false:
-        return min(2, len(true)), findings, answered
-    if not answered:
-        return NEUTRAL, findings, False
-    return min(HIGHEST, 4 + details), findings, True
-
-
-def _answering(facts: Facts, true: set[str]) -> set[str]:
-    """The statement that is the answer itself and no detail; at most one."""
-    asked = facts.asked
-    wanted = {word for words in asked.says for word in words}
-    for text in sorted(true):
-        thing, _, said = text.partition(": ")
-        if asked.about and thing == asked.about and said:
-            return {text}
-        if not asked.about and any(
-            name in wanted for name in facts.names.get(text.removesuffix(" is there"), [])
-        ):
-            return {text}
-    return set()
+        wanted = {word for words in asked.says for word in words}
+        things = (finding.thing for finding in true if finding.kind == "thing")
+        details -= any(not wanted.isdisjoint(facts.names[thing]) for thing in things)
+    if len(true) < len(findings):
+        return min(NEUTRAL - 1, len(true)), findings, answered
+    return (min(HIGHEST, NEUTRAL + 1 + details) if answered else NEUTRAL), findings, answered
 
 
 def _goes_along(statements: Statements) -> bool:
-    """Whether an answer gives a colour or a number for what is not there, and for nothing else."""
-    from peftbench.judging.statements import COLOURS, NUMBERS
-
-    words = set(statements.words)
-    given = (
-        words & COLOURS or words & {*NUMBERS[1:]} or any(word.isdecimal() and word != "0" for word in words)
-    )
-    return bool(given) and not statements.mentions
+    """Whether an answer gives a colour or a number, and names nothing that could have it."""
+    given = any(word in COLOURS or (word != "0" and word.isdecimal()) for word in statements.words)
+    given = given or not NUMBER_WORDS.isdisjoint(statements.words)
+    return given and not statements.mentions and not statements.cautious
 
 
 def _line(rating: int) -> str:

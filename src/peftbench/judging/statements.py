@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from typing import Literal
 
 import msgspec
 
@@ -15,16 +18,19 @@ NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".
 COLOURS = set("red orange yellow green blue purple pink brown black white gray".split())
 _NUMBER = {word: n for n, word in enumerate(NUMBERS)}
 _NOT = set("no not none never without neither nor nothing cannot zero".split())
-_CAUTIOUS = (
-    r"\b(?:can ?not|can't|could not|couldn't|un(?:able|clear|known|sure|certain|answerable|determined)|not (?:sure|clear|"
-    r"certain|possible|able|known|enough|provided)|don't know|do not know|(?:hard|impossible|difficult) to|insufficient)\b"
+_CAUTIOUS = re.compile(
+    r"\b(?:can ?not|could not|un(?:able|clear|known|sure|certain|answerable|determined)|"
+    r"not (?:sure|clear|certain|possible|able|known|enough|provided)|do not know|"
+    r"(?:hard|impossible|difficult) to|insufficient)\b"
 )
-_LINKS = set("a an the any or nor and , single".split()) | COLOURS
+_LINKS = set("a an the any or nor , single".split()) | COLOURS
 _NOUN_PARTS = set("little big small large different other bright dark light".split()) | COLOURS | {"and"}
 _BE = set("is are was were looks look appears color colored s".split())
 _BETWEEN = set("is are was were to the a an on in at of side sits stands located placed and".split())
 _WHERE = {"left": "left", "right": "right", "above": "above", "over": "above", "top": "above"}
-_WHERE |= {word: "below" for word in ("below", "under", "beneath", "underneath", "bottom")}
+_WHERE |= dict.fromkeys(("below", "under", "beneath", "underneath", "bottom"), "below")
+_ENDS_NO = {*".;:!?,", "but", "with", "next", "near", "beside", "of", "than", *_WHERE}
+_ENDS_NO |= set("tell say know determine answer what which how whether if".split())
 _GONE = set("there visible present shown seen in depicted".split())
 
 
@@ -75,13 +81,11 @@ class Mention(msgspec.Struct):
 class Finding(msgspec.Struct, frozen=True):
     """One statement, and whether it is true."""
 
+    kind: Literal["thing", "count", "colour", "place", "more", "word"]
+    thing: str
+    """What it is about."""
     text: str
     true: bool
-
-
-def is_cautious(answer: str) -> bool:
-    """Whether an answer says that something cannot be told."""
-    return re.search(_CAUTIOUS, answer.lower().replace("’", "'")) is not None
 
 
 def words_of(text: str) -> list[str]:
@@ -96,7 +100,12 @@ def words_of(text: str) -> list[str]:
     text = re.sub(r"n't\b", " not", text)
     text = re.sub(r"'s?\b", "", text)
     swapped = {"grey": "gray", "colour": "color"}
-    return [swapped.get(word, word) for word in re.findall(r"[a-z0-9]+|[.,;:!?]", text)]
+    return [swapped.get(word, word) for word in re.findall(r"[^\W_]+|[.,;:!?]", text)]
+
+
+@cache
+def _key(name: str) -> tuple[str, ...]:
+    return tuple(words_of(name))
 
 
 class Statements:
@@ -105,18 +114,26 @@ class Statements:
     def __init__(self, facts: Facts, question: str, answer: str) -> None:
         self.facts = facts
         self.words = words_of(answer)
-        self.asked_words = set(words_of(question))
-        self._names = {tuple(words_of(name)): "" for name in facts.absent}
+        self.asked_words = words_of(question)
+        self._names = {_key(name): "" for name in facts.absent}
         for thing, names in facts.names.items():
-            self._names |= {tuple(words_of(name)): thing for name in names}
+            self._names |= {_key(name): thing for name in names}
         self._longest = max(map(len, self._names), default=1)
-        self.mentions = list(self._find())
+        in_question = list(self._find(self.asked_words))
+        self._asked_things = {mention.thing for mention in in_question} - {""}
+        self._asked_names = {mention.name for mention in in_question}
+        self.mentions = list(self._find(self.words))
+        self.cautious = _CAUTIOUS.search(" ".join(self.words)) is not None
+        """Whether the answer says that something cannot be told."""
         self._deny()
         self._attached: set[int] = set()
         """Places of numbers and colours that belong to a name."""
+        self._coloured: set[str] = set()
+        """Things with a colour that belongs to their name."""
 
     def findings(self) -> list[Finding]:
-        """All statements, each once, in the order in which their kinds are looked for."""
+        """All statements, each once."""
+        # the bare ones come last: they need to know what belongs to a name
         found = [*self._things(), *self._numbers(), *self._colours(), *self._places(), *self._more()]
         found += [*self._bare(), *self._words()]
         return list(dict.fromkeys(found))
@@ -124,20 +141,21 @@ class Statements:
     def says(self, text: str) -> bool:
         """Whether a word or name occurs and is not denied."""
         wanted = words_of(text)
-        for at in range(len(self.words) - len(wanted) + 1):
-            if self.words[at : at + len(wanted)] == wanted and not self._negated(at):
-                return True
-        return False
+        return any(
+            self.words[at : at + len(wanted)] == wanted and not self._negated(at)
+            for at in range(len(self.words) - len(wanted) + 1)
+        )
 
     def denies(self) -> bool:
-        """Whether the answer says that something is not there."""
-        return any(mention.denied for mention in self.mentions) or bool(_NOT & set(self.words))
+        """Whether the answer points out that what the question takes to be there is not."""
+        denied = any(m.denied for m in self.mentions if m.name in self.facts.asked.denies)
+        return denied or (not self.cautious and bool(_NOT & set(self.words)))
 
-    def _find(self) -> Iterator[Mention]:
+    def _find(self, words: list[str]) -> Iterator[Mention]:
         at = 0
-        while at < len(self.words):
-            for n in range(min(self._longest, len(self.words) - at), 0, -1):
-                name = tuple(self.words[at : at + n])
+        while at < len(words):
+            for n in range(min(self._longest, len(words) - at), 0, -1):
+                name = tuple(words[at : at + n])
                 if name in self._names:
                     yield Mention(" ".join(name), self._names[name], at, at + n)
                     at += n
@@ -146,23 +164,18 @@ class Statements:
                 at += 1
 
     def _deny(self) -> None:
-        """A "no" up to four words before a name denies it, and the names that "or" or "and" joins to it."""
+        """A name is denied by a "no" up to five words before it, or "is not there" behind it; "or" hands it on."""
         last: Mention | None = None
         for mention in self.mentions:
-            joined = (
-                last is not None
-                and last.denied
-                and set(self.words[last.end : mention.start]) <= _LINKS - {"and"}
-            )
+            joined = last is not None and last.denied and set(self.words[last.end : mention.start]) <= _LINKS
             after = self.words[mention.end : mention.end + 4]
-            gone = "not" in after[:2] and bool(_GONE & set(after)) and bool(_BE & set(after[:1]))
+            gone = after[:1] != [] and after[0] in _BE and "not" in after[:2] and bool(_GONE & set(after))
             mention.denied = joined or gone or self._negated(mention.start)
             last = mention
 
     def _negated(self, start: int) -> bool:
-        before = self.words[max(0, start - 5) : start]
-        for word in reversed(before):
-            if word in ".;:!?," or word in ("but", "with", "next", "of", "than"):
+        for word in reversed(self.words[max(0, start - 5) : start]):
+            if word in _ENDS_NO:
                 return False
             if word in _NOT:
                 return True
@@ -170,19 +183,16 @@ class Statements:
 
     def _things(self) -> Iterator[Finding]:
         for mention in self.mentions:
-            in_question = set(mention.name.split()) <= self.asked_words
-            asked_absent = mention.name in self.facts.asked.denies
-            if not mention.thing and not mention.denied and (asked_absent or not in_question):
-                yield Finding(f"{mention.name} is not there", False)
-            elif mention.thing and mention.denied and not self._may_deny(mention):
-                yield Finding(f"{mention.thing} is there", False)
-            elif mention.thing and not mention.denied and not in_question:
-                yield Finding(f"{mention.thing} is there", True)
-
-    def _may_deny(self, mention: Mention) -> bool:
-        """Whether the "no" is about something else: "no, the dog", "not enough", "it cannot be told"."""
-        before = self.words[max(0, mention.start - 4) : mention.start]
-        return not ({"no", "without", "zero", "any"} & set(before)) and mention.thing in self.facts.names
+            if not mention.thing:
+                wrong = mention.name in self.facts.asked.denies and not self.cautious
+                if not mention.denied and (wrong or mention.name not in self._asked_names):
+                    yield Finding("thing", mention.name, f"{mention.name} is there", False)
+            elif not mention.denied:
+                if mention.thing not in self._asked_things:
+                    yield Finding("thing", mention.thing, f"{mention.thing} is there", True)
+            elif {"no", "without"} & set(self.words[max(0, mention.start - 2) : mention.start]):
+                # other words of denial before a thing that is there rather deny what is said of it
+                yield Finding("thing", mention.thing, f"{mention.thing} is not there", False)
 
     def _before(self, mention: Mention) -> Iterator[tuple[int, str]]:
         """Words that describe a name, from the nearest to the farthest."""
@@ -197,13 +207,13 @@ class Statements:
         for mention in self.mentions:
             for at, word in self._before(mention):
                 n = _number(word)
-                if n is not None and mention.thing and n:
+                if n and mention.thing and not mention.denied:
                     self._attached.add(at)
                     yield self._count(mention.thing, n)
 
     def _count(self, thing: str, n: int) -> Finding:
         true = self.facts.counts[thing] == n
-        return Finding(f"{thing}: {self.facts.counts[thing]}, not {n}" if not true else f"{thing}: {n}", true)
+        return Finding("count", thing, f"{thing}: {n}", true)
 
     def _colours(self) -> Iterator[Finding]:
         for mention in self.mentions:
@@ -217,29 +227,29 @@ class Statements:
                     at += 1
             self._attached |= {place for place, _ in said}
             if said and mention.thing and not mention.denied:
+                self._coloured.add(mention.thing)
                 yield self._colour(mention.thing, [word for _, word in said])
 
     def _colour(self, thing: str, said: list[str]) -> Finding:
         """Right where one of the colours said is right: a thing may have several."""
-        known = self.facts.colours.get(thing, COLOURS)
-        return Finding(f"{thing}: {' and '.join(said)}", not known or bool(set(said) & set(known)))
+        known = self.facts.colours.get(thing) or COLOURS
+        return Finding("colour", thing, f"{thing}: {' and '.join(said)}", bool(set(said) & set(known)))
 
     def _places(self) -> Iterator[Finding]:
         here = [m for m in self.mentions if m.thing in self.facts.places and not m.denied]
-        for a, b in zip(here, here[1:], strict=False):
+        for a, b in pairwise(here):
             between = [w for w in self.words[a.end : b.start] if w not in _BETWEEN | COLOURS | _NUMBER.keys()]
             if a.thing != b.thing and len(between) == 1 and between[0] in _WHERE:
                 where = _WHERE[between[0]]
                 (ax, ay), (bx, by) = self.facts.places[a.thing], self.facts.places[b.thing]
                 true = {"left": ax < bx, "right": ax > bx, "above": ay < by, "below": ay > by}[where]
-                yield Finding(f"{a.thing} {where} {b.thing}", true)
+                yield Finding("place", a.thing, f"{a.thing} {where} {b.thing}", true)
 
     def _more(self) -> Iterator[Finding]:
         asked = self.facts.asked
         if not asked.more:
             return
         here = [m for m in self.mentions if m.thing in (asked.more, asked.fewer) and not m.denied]
-        text = f"more {asked.more} than {asked.fewer}"
         for mention in here[:1]:
             before = self.words[: mention.start]
             least = any(word in ("fewer", "less", "fewest", "least") for word in before)
@@ -247,30 +257,27 @@ class Statements:
                 least or any(word in ("more", "most") for word in before) or len({m.thing for m in here}) == 1
             )
             if ranked:
-                yield Finding(text, (mention.thing == asked.more) is not least)
+                true = (mention.thing == asked.more) is not least
+                yield Finding("more", asked.more, "which there are more of", true)
 
     def _bare(self) -> Iterator[Finding]:
         """Numbers and colours that belong to no name are said of what is asked about."""
         asked = self.facts.asked
-        if not asked.about:
-            return
-        free = [word for at, word in enumerate(self.words) if at not in self._attached]
-        if asked.what == "count":
-            # with a number of its own, "one" and the like elsewhere are no numbers of it
-            numbers = [n for n in map(_number, free) if n is not None]
-            if numbers and not any(
-                m.thing == asked.about and m.start - 1 in self._attached for m in self.mentions
-            ):
+        own = [m for m in self.mentions if m.thing == asked.about and m.start - 1 in self._attached]
+        free = [(at, word) for at, word in enumerate(self.words) if at not in self._attached]
+        if asked.what == "count" and not own:
+            numbers = [n for n in (_number(word) for _, word in free) if n is not None]
+            if numbers:
                 yield self._count(asked.about, numbers[0])
-        elif asked.what == "colour":
-            colours = [word for word in free if word in COLOURS]
-            if colours and not self._attached:
+        elif asked.what == "colour" and asked.about not in self._coloured:
+            colours = [word for at, word in free if word in COLOURS and not self._negated(at)]
+            if colours:
                 yield self._colour(asked.about, colours)
 
     def _words(self) -> Iterator[Finding]:
         for word in self.facts.asked.never:
             if self.says(word) and word not in self.asked_words:
-                yield Finding(f"it is not {word}", False)
+                yield Finding("word", word, f"it is {word}", False)
 
 
 def _number(word: str) -> int | None:

@@ -1,8 +1,8 @@
 """MMHal-like questions (evaluation only): eight types in turn that invite naming what is not in the picture.
 
 Everything in a picture is known, so ``source`` can say what an answer may state (read by ``peftbench.judging.facts``):
-``objects`` with all their ``names``, ``counts``, ``colours`` (measured, where one dominates), ``places`` (centres in
-pixels, of single things), the names that are ``absent``, and what the question has ``asked``.
+``objects`` with all their ``names``, ``counts``, ``colours`` (all that one could say of each, measured), ``places``
+(centres in pixels, of single things), the names that are ``absent``, and what the question has ``asked``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from functools import cache
 from random import Random
 
 from peftbench.data.embedded import pack
-from peftbench.data.embedded.concepts import AUTHORS, PLACES, WORDS
+from peftbench.data.embedded.concepts import AUTHORS, PLACES
 from peftbench.data.embedded.pack import Concept
 from peftbench.data.embedded.scene import Scene
 from peftbench.data.embedded.wording import NUMBERS, Draft, pick, plural, with_article
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
+PART = 6
+"""A colour is one of a drawing's where at least one in so many of its pixels has it."""
 WEATHER = {
     "sun": ("sunny", "sun", "sunshine"),
     "cloud": ("cloudy", "cloud", "clouds", "overcast"),
@@ -50,7 +52,7 @@ class _Known:
         first = self.rng.choice(tuple(_ABOVE))
         self.one(a, *first, self.rng.randint(36, 44))
         self.one(b, 96 - first[0], 96 - first[1], self.rng.randint(36, 44))
-        self.contents.append(_relation(a.name, b.name, _ABOVE[first][0]))
+        self.contents.append(_placed(a.name, b.name, _ABOVE[first][0]))
         return _ABOVE[first]
 
     def groups(self, *wanted: tuple[Concept, int]) -> None:
@@ -67,8 +69,8 @@ class _Known:
             self.contents.append(_some(concept, n, self.colour(concept)))
 
     def colour(self, concept: Concept) -> str:
-        """The colour that dominates the drawing; "" for none."""
-        return pack.colour(concept.hex, self.styles[concept])
+        """The colour that the drawing has beyond dispute; "" for none."""
+        return clear_colour(concept, self.styles[concept])
 
     def facts(self, asked: dict[str, object]) -> dict[str, object]:
         """The row's ``source``."""
@@ -78,7 +80,7 @@ class _Known:
             "objects": [concept.name for concept in shown],
             "names": {concept.name: _names(concept) for concept in shown},
             "counts": {concept.name: n for concept, n in self.counts.items()},
-            "colours": {concept.name: self.colour(concept) for concept in shown if self.colour(concept)},
+            "colours": {concept.name: sayable(concept, self.styles[concept]) for concept in shown},
             "places": self.places,
             "absent": _absent(shown),
             "asked": asked,
@@ -88,13 +90,13 @@ class _Known:
 def draft_in_turn(rng: Random, split: str, index: int) -> Draft:
     """Draw the question of an index: the eight types of MMHal-Bench follow each other."""
     known = _Known(Scene(rng, split))
-    make = _TYPES[index % len(_TYPES)]
-    question, answer, asked = make(rng, known, index // len(_TYPES))
+    kind = tuple(_TYPES)[index % len(_TYPES)]
+    question, answer, asked = _TYPES[kind](rng, known, index // len(_TYPES))
     return Draft(
         question=question,
         answers=[answer],
         target=answer,
-        question_type=make.__name__.strip("_"),
+        question_type=kind,
         scene=known.scene,
         facts=known.facts(asked),
     )
@@ -102,19 +104,19 @@ def draft_in_turn(rng: Random, split: str, index: int) -> Draft:
 
 def _attribute(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, object]]:
     thing = _coloured(rng, known.scene.split)
-    known.two(thing, _other(rng, thing))
+    known.two(thing, _unlike(rng, thing))
     colour = known.colour(thing)
     verb = _verb(thing)
     return (
         f"What color {verb} the {thing.name}?",
         f"the {thing.name} {verb} {colour}",
-        {"about": thing.name, "what": "colour", "says": [[colour]]},
+        {"about": thing.name, "what": "colour", "says": [sayable(thing, known.styles[thing])]},
     )
 
 
 def _adversarial(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, object]]:
     a = pick(rng)
-    b = _other(rng, a)
+    b = _unlike(rng, a)
     known.two(a, b)
     missing = rng.choice([c for c in pack.concepts() if not _related(c, (a, b))])
     question = (
@@ -127,7 +129,7 @@ def _adversarial(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[
 
 def _comparison(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, object]]:
     a = pick(rng)
-    b = _other(rng, a)
+    b = _unlike(rng, a)
     n_a, n_b = rng.choice(
         [(x, y) for x in range(1, 6) for y in range(1, 6) if abs(x - y) >= 2 and x + y <= 8]
     )
@@ -144,7 +146,7 @@ def _comparison(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[s
 def _counting(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, object]]:
     thing = pick(rng)
     n = rng.randint(1, 5)
-    known.groups((thing, n), (_other(rng, thing), rng.randint(1, 2)))
+    known.groups((thing, n), (_unlike(rng, thing), rng.randint(1, 2)))
     return (
         f"How many {plural(thing.name)} are there in the picture?",
         f"there {'is' if n == 1 else 'are'} {_some(thing, n)}",
@@ -152,9 +154,9 @@ def _counting(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str
     )
 
 
-def _relation_(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, object]]:
+def _relation(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, object]]:
     a = pick(rng)
-    b = _other(rng, a)
+    b = _unlike(rng, a)
     where, _ = known.two(a, b)
     return (
         f"What is {_WORDS[where]} the {b.name}?",
@@ -165,7 +167,7 @@ def _relation_(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[st
 
 def _environment(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, object]]:
     if turn % 2:
-        sky = next(c for c in pack.concepts() if c.name == rng.choice(tuple(WEATHER)))
+        sky = rng.choice([c for c in pack.concepts() if c.name in WEATHER])
         known.one(sky, rng.randint(36, 60), 24, rng.randint(34, 44))
         thing = rng.choice([c for c in pack.concepts() if c.kind != sky.kind and not _related(c, (sky,))])
         known.one(thing, rng.randint(36, 60), 70, rng.randint(36, 44))
@@ -175,7 +177,8 @@ def _environment(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[
             f"it is {WEATHER[sky.name][0]}, there is {with_article(sky.name)} above {with_article(thing.name)}",
             {"says": [list(WEATHER[sky.name])], "never": [w for w in wrong if w not in _names(sky)]},
         )
-    thing = rng.choice([c for c in pack.concepts() if c.kind in PLACES])
+    # birds are left out: neither chickens nor penguins are found in the sky
+    thing = rng.choice([c for c in pack.concepts() if c.kind in PLACES and c.kind != "bird"])
     known.groups((thing, rng.randint(2, 4)))
     usual = PLACES[thing.kind]
     elsewhere = {place for places in PLACES.values() for place in places} - set(usual)
@@ -188,7 +191,7 @@ def _environment(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[
 
 def _holistic(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, object]]:
     a = pick(rng)
-    b = _other(rng, a)
+    b = _unlike(rng, a)
     if turn % 2:
         known.groups((a, rng.randint(2, 4)), (b, 1))
         answer = f"there are {_some(a, known.counts[a], known.colour(a))} and {with_article(b.name, known.colour(b))}"
@@ -200,7 +203,7 @@ def _holistic(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str
     return question, answer, {"says": [[*_names(a), *_names(b)]]}
 
 
-def _else(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, object]]:
+def _other(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, object]]:
     if turn % 2:
         word = rng.choice(AUTHORS)
         known.one(pick(rng), rng.randint(40, 56), 34, rng.randint(36, 48))
@@ -209,24 +212,32 @@ def _else(rng: Random, known: _Known, turn: int) -> tuple[str, str, dict[str, ob
         return (
             "What is written in the picture?",
             f"the word {word} is written below {known.contents[0]}",
-            {"says": [[word]], "never": [w for w in WORDS if w.isalpha() and w != word and w in AUTHORS]},
+            {"says": [[word]], "never": [name for name in AUTHORS if name != word]},
         )
-    thing = rng.choice([c for c in pack.concepts() if c.kind in pack.kinds() and c.kind not in _names(c)])
+    thing = rng.choice([c for c in pack.concepts() if c.kind in pack.kinds() and c.name not in WEATHER])
     other = rng.choice([c for c in pack.concepts() if c.kind != thing.kind and not _related(c, (thing,))])
     known.two(thing, other)
-    right = _supported(thing) - set(_names(thing))
     return (
-        f"What kind of thing is the {thing.name}?",
-        f"the {thing.name} is {with_article(thing.kind)}",
-        {"says": [sorted(right)], "never": sorted(set(pack.kinds()) - right - _supported(thing))},
+        f"What kind of thing {_verb(thing)} the {thing.name}?",
+        f"the {thing.name} {_verb(thing)} a kind of {thing.kind}",
+        {"says": [sorted(_general(thing))], "never": sorted(set(pack.kinds()) - _supported(thing))},
     )
 
 
-_TYPES = (_attribute, _adversarial, _comparison, _counting, _relation_, _environment, _holistic, _else)
+_TYPES = {
+    "attribute": _attribute,
+    "adversarial": _adversarial,
+    "comparison": _comparison,
+    "counting": _counting,
+    "relation": _relation,
+    "environment": _environment,
+    "holistic": _holistic,
+    "other": _other,
+}
 _WORDS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 
 
-def _relation(a: str, b: str, where: str) -> str:
+def _placed(a: str, b: str, where: str) -> str:
     return f"the {a} is {_WORDS[where]} the {b}"
 
 
@@ -239,7 +250,7 @@ def _verb(concept: Concept) -> str:
     return "are" if plural(concept.name) == concept.name and concept.name.endswith("s") else "is"
 
 
-def _other(rng: Random, *shown: Concept) -> Concept:
+def _unlike(rng: Random, *shown: Concept) -> Concept:
     """A thing that shares no name or kind with those shown, so that what is said is about one of them alone."""
     return rng.choice([c for c in pack.concepts() if not _related(c, shown)])
 
@@ -249,9 +260,42 @@ def _coloured(rng: Random, split: str) -> Concept:
 
     def colours(concept: Concept) -> bool:
         styles = [style for style in pack.STYLES[split] if style in concept.styles]
-        return all(pack.colour(concept.hex, style) for style in styles)
+        return all(clear_colour(concept, style) for style in styles)
 
     return rng.choice([c for c in pack.concepts() if colours(c)])
+
+
+@cache
+def sayable(concept: Concept, style: str) -> list[str]:
+    """All colours that one could say a drawing has: those of a good part of it, and those that its main one is near."""
+    import numpy as np
+
+    image = pack.sprite(concept.hex, style)
+    opaque = np.asarray(image.getchannel("A")) > 200
+    hsv = np.asarray(image.convert("RGB").convert("HSV"))[opaque]
+    counted = pack._colour_names(hsv)
+    colours = {name for name, n in counted.items() if n * PART >= counted.total()}
+    return sorted(colours | _near_colours(*(int(value) for value in np.median(hsv, axis=0))))
+
+
+def _near_colours(hue: int, saturation: int, value: int) -> set[str]:
+    """Other words for a middle colour: people call greyish blue gray, and dark orange brown (HSV in 0..255)."""
+    near = set()
+    if saturation < 60 and value < 225:
+        near |= {"black", "gray"} if value < 80 else {"gray"}
+    if (5 <= hue < 22 and value < 225) or (hue < 22 and saturation < 130):
+        near.add("brown")
+    if 20 <= hue < 34 and saturation >= 100:
+        near |= {"orange", "yellow"}
+    return near
+
+
+@cache
+def clear_colour(concept: Concept, style: str) -> str:
+    """The colour that dominates a drawing, where no person would call it another; "" elsewhere."""
+    colour = pack.colour(concept.hex, style)
+    disputed = {"black", "brown", "gray"} & set(sayable(concept, style)) - {colour}
+    return "" if disputed else colour
 
 
 @cache
@@ -262,12 +306,18 @@ def _names(concept: Concept) -> list[str]:
 
 
 @cache
+def _general(concept: Concept) -> frozenset[str]:
+    """Its kind and WordNet's hypernyms, one and several, also by their last words alone."""
+    general = [*([concept.kind] if concept.kind else []), *concept.hypernyms]
+    names = [*general, *(name.split()[-1] for name in general)]
+    return frozenset([*names, *map(plural, names)])
+
+
+@cache
 def _supported(concept: Concept) -> frozenset[str]:
-    """What may be said of a thing: its names, the words in them, its kind and WordNet's hypernyms."""
+    """What may be said of a thing: its names, the words in them, and what it is in general."""
     words = [word for name in _names(concept) for word in name.split()]
-    general = [concept.kind, *concept.hypernyms] if concept.kind else list(concept.hypernyms)
-    heads = [name.split()[-1] for name in general]
-    return frozenset([*_names(concept), *words, *general, *heads, *map(plural, [*general, *heads])])
+    return frozenset([*_names(concept), *words]) | _general(concept)
 
 
 @cache
