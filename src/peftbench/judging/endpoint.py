@@ -61,8 +61,10 @@ class EndpointJudge:
         replies: dict[int, Reply] = {}
         errors: list[BaseException] = []
         done = threading.Event()
+        # Events, not Thread.join: an interrupted join takes a running thread for a finished one (bpo-45274).
+        left = [threading.Event() for _ in range(min(self.concurrency, len(items)))]
 
-        def work() -> None:
+        def work(leaving: threading.Event) -> None:
             try:
                 while not done.is_set():
                     place, item = waiting.get_nowait()
@@ -74,24 +76,22 @@ class EndpointJudge:
                 errors.append(error)
                 done.set()
                 self.client.stop()
+            finally:
+                leaving.set()
 
         # Daemons: a request that hangs shall not keep an interrupted job alive.
-        threads = [
-            threading.Thread(target=work, daemon=True, name=f"judge {i}")
-            for i in range(min(self.concurrency, len(items)))
-        ]
-        for thread in threads:
-            thread.start()
+        for i, leaving in enumerate(left):
+            threading.Thread(target=work, args=(leaving,), daemon=True, name=f"judge {i}").start()
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)  # a wait without end would not see a signal
+            for leaving in left:
+                while not leaving.wait(0.2):  # a wait without end would not see a signal
+                    pass
         finally:
             done.set()
             self.client.stop()
             end = time.monotonic() + GRACE
-            for thread in threads:
-                thread.join(max(0.0, end - time.monotonic()))
+            for leaving in left:
+                leaving.wait(max(0.0, end - time.monotonic()))
         if errors:
             raise errors[0]
         return [replies[place] for place in range(len(items))]
