@@ -418,3 +418,45 @@ def test_ties_with_the_best_are_tested_in_pairs_where_items_are_there(store: Fak
     plain = build_grid(spec, outcomes)
     assert next(row for row in plain.rows if row.name.startswith("IA3")).cells[0].best
     assert "95 % interval" in legend(plain) and "paired" not in legend(plain)
+
+
+def test_places_without_a_run_are_no_gaps(store: FakeStore) -> None:
+    """Tuned on one set and tested on the other: what is left out on purpose is neither missing nor averaged."""
+    cells = [
+        msgspec.structs.replace(run(store, "alpha", "lora", facts=exact(60.0, 2.0)), target="beta"),
+        msgspec.structs.replace(run(store, "beta", "lora", facts=exact(40.0, 2.0)), target="alpha"),
+        run(store, "alpha", "base", "frozen", facts=exact(10.0, 1.0)),
+        run(store, "beta", "base", "frozen", facts=exact(20.0, 1.0)),
+    ]
+    spec = table_spec(cells, columns="target", rows=["dataset", "method"], averages=["all"])
+    grid = grid_of(store, spec)
+    alpha, beta = (row for row in grid.rows if not row.untuned)
+    assert [cell.status for cell in alpha.cells] == ["ok", "absent"]
+    assert [cell.status for cell in beta.cells] == ["absent", "ok"]
+    assert alpha.averages[0].estimate.value == 60.0 and alpha.averages[0].over == 1
+    base = next(row for row in grid.rows if row.untuned)
+    assert [cell.estimate.value for cell in base.cells] == [20.0, 10.0]
+    assert grid.count("missing") == 0
+    text = to_markdown(grid)
+    assert "missing" not in text and "Without a value" not in text and "–" in text
+    assert alpha.averages[0].against_base == "", "averages over other columns are not compared"
+
+
+def test_measures_of_one_run_are_cells(store: FakeStore) -> None:
+    extra = {"rate": {"value": 30.0, "stderr": 5.0, "n": N}, "plain": 7.0}
+    measures = {"overall": "value", "rate": "extra.rate", "plain": "extra.plain", "gone": "extra.nothing"}
+    made = run(store, "alpha", "lora", facts=exact(60.0, 2.0, extra=extra))
+    base = run(store, "alpha", "base", "frozen", facts=exact(10.0, 1.0, extra=extra))
+    cells = [msgspec.structs.replace(cell, measure=name) for cell in (made, base) for name in measures]
+    spec = table_spec(cells, columns="measure", rows=["dataset", "method"], averages=[], measures=measures)
+    grid = grid_of(store, spec)
+    assert [column.label for column in grid.columns] == list(measures)
+    row = next(row for row in grid.rows if not row.untuned)
+    assert [cell.estimate.value if cell.estimate else cell.reason for cell in row.cells] == [
+        60.0,
+        30.0,
+        7.0,
+        "scoring failed: the record holds no number extra.nothing",
+    ]
+    frame = long_frame(spec, read_outcomes(spec, store.root))
+    assert frame["measure"].to_list() == list(measures) * 2

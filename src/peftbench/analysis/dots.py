@@ -51,7 +51,7 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
     rows: list[Row] = frame.to_dicts()
     tuned = [row for row in rows if row["method"] != UNTUNED]
     further = [name for name in frame.columns if name not in COORDINATES and name not in MEASURED]
-    axes = varying_axes(tuned, [*VARIANT_AXES, *further])
+    axes = varying_axes(tuned, [*VARIANT_AXES, *(name for name in further if name != "measure")])
     for row in rows:
         row["variant"] = variant_title({axis: row[axis] for axis in axes if row[axis] is not None})
     methods = distinct(row["method"] for row in tuned)
@@ -60,9 +60,13 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
     panels = []
     for model in models:
         mine = [row for row in rows if row["model"] == model]
-        sets = distinct(row["target"] for row in mine)
-        single = [_panel([row for row in mine if row["target"] == name], methods, variants) for name in sets]
-        if len(single) > 1 and len({row["higher_is_better"] for row in mine}) == 1:
+        places = distinct((row["target"], row.get("measure")) for row in mine)
+        single = [
+            _panel([row for row in mine if (row["target"], row.get("measure")) == place], methods, variants)
+            for place in places
+        ]
+        comparable = len({row["higher_is_better"] for row in mine}) == 1 and not any(m for _, m in places)
+        if len(single) > 1 and comparable:
             panels.append(_average_panel(single))
         panels.extend(single)
     titles = {row["model"]: row["model_title"] for row in rows}
@@ -91,7 +95,7 @@ def _panel(rows: Sequence[Row], methods: Sequence[str], variants: Sequence[str])
         note += ", lower is better"
     return Panel(
         model=first["model_title"],
-        title=first["dataset_label"],
+        title=": ".join(filter(None, [first["dataset_label"], first.get("measure")])).replace("_", " "),
         note=note,
         dots=dots,
         base=over_seeds(base) if base else None,

@@ -10,7 +10,6 @@ from peftbench.analysis.outcomes import (
     COORDINATES,
     Estimate,
     Outcome,
-    Status,
     average,
     coordinates,
     over_seeds,
@@ -29,6 +28,10 @@ ReadItems = Callable[[Outcome], Items | NotComputable]
 """Gives the scores per test item of a run."""
 
 
+Status = Literal["ok", "failed", "missing", "absent"]
+"""Of a place in the table: that of its runs, or ``absent`` where the study has none there."""
+
+
 class GridCell(Struct, frozen=True, kw_only=True):
     """One place of the table."""
 
@@ -42,6 +45,8 @@ class GridCell(Struct, frozen=True, kw_only=True):
     ``items`` are there, else because it lies within the best one's interval."""
     items: list[Items] = []
     """Scores per test item: of one test set, or of those that an average is over; empty where not known."""
+    over: int = 1
+    """Of an average: how many columns it is over; places where the study has no run do not count."""
     against_base: Literal["", "better", "worse"] = ""
     """Whether its interval lies wholly on one side of that of the untuned base model."""
 
@@ -146,7 +151,8 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome], read_items: Read
 
 def _everywhere(spec: TabulateSpec, point: dict[str, Any]) -> bool:
     """Whether a run has no value of its own on the axis across the table: the base model on most axes."""
-    return point["method"] == UNTUNED and spec.columns not in ("model", "dataset", "target", "method")
+    own = ("model", "dataset", "target", "method", "measure")
+    return point["method"] == UNTUNED and spec.columns not in own
 
 
 def _row_value(spec: TabulateSpec, point: dict[str, Any], axis: str) -> Any:
@@ -234,7 +240,7 @@ def _place(
 ) -> GridCell:
     """The runs of one place as one cell: the mean over seeds, or what went wrong with one of them."""
     if not indices:
-        return GridCell(status="missing", reason="not part of the study")
+        return GridCell(status="absent", reason="not part of the study")
     here = [outcomes[i] for i in indices]
     _check_seeds_only(spec, here)
     published = next((o.published for o in here if o.published is not None), None)
@@ -275,6 +281,9 @@ def _check_seeds_only(spec: TabulateSpec, here: Sequence[Outcome]) -> None:
 
 
 def _mean(cells: Sequence[GridCell]) -> GridCell:
+    cells = [cell for cell in cells if cell.status != "absent"]
+    if not cells:
+        return GridCell(status="absent", reason="not part of the study")
     estimates = [cell.estimate for cell in cells if cell.estimate]
     bad = [cell for cell in cells if cell.estimate is None]
     if bad:
@@ -289,6 +298,7 @@ def _mean(cells: Sequence[GridCell]) -> GridCell:
         higher_is_better=cells[0].higher_is_better,
         published=sum(known) / len(known) if len(known) == len(cells) else None,
         items=[items for cell in cells for items in cell.items] if all(c.items for c in cells) else [],
+        over=len(cells),
     )
 
 
@@ -346,7 +356,7 @@ def _mark(cell: GridCell, tied: bool, reference: GridCell | None) -> GridCell:
     if mine is None:
         return cell
     side: Literal["", "better", "worse"] = ""
-    if reference is not None and reference.estimate is not None and reference is not cell:
+    if reference is not None and reference.estimate is not None and reference.over == cell.over:
         if mine.low > reference.estimate.high:
             side = "better" if cell.higher_is_better else "worse"
         elif mine.high < reference.estimate.low:

@@ -43,7 +43,7 @@ def problems(grid: Grid) -> list[str]:
         f"{' / '.join(row.labels)}, {column.label}: {cell.status}: {cell.reason}"
         for row in grid.rows
         for column, cell in zip(grid.columns, row.cells, strict=True)
-        if cell.status != "ok"
+        if cell.status not in ("ok", "absent")
     ]
 
 
@@ -79,7 +79,7 @@ def _md_row(cells: Iterable[str]) -> str:
 
 def _md_cell(cell: GridCell, without: str = "") -> str:
     if cell.estimate is None:
-        return without or cell.status
+        return NO_VALUE if cell.status == "absent" else without or cell.status
     text = number(cell.estimate.value)
     if cell.best:
         text = f"**{text}**"
@@ -143,6 +143,8 @@ def to_latex(grid: Grid) -> str:
 
 def _tex_cell(cell: GridCell, without: str = "") -> str:
     if cell.estimate is None:
+        if cell.status == "absent":
+            return tex_text(NO_VALUE)
         return without or rf"\textit{{{cell.status}}}"
     text = tex_text(number(cell.estimate.value))
     if cell.best:
