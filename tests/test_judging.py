@@ -40,7 +40,7 @@ def case(tmp_path: Path, server: LoopbackJudge) -> Case:
 
 def test_all_judged_and_scored(case: Case, server: LoopbackJudge) -> None:
     facts = case.judge(parameters={"seed": 7}, max_tokens=99)
-    assert (facts["n"], facts["judged"], facts["failed"], facts["failures"]) == (8, 8, 0, {})
+    assert (facts["n"], facts["judged"], facts["not_judged"], facts["failures"]) == (8, 8, 0, {})
     assert facts["tokens"] == {"prompt": 800, "completion": 56}
     assert facts["models"] == {"judge-1-2026-01-01": 8}
     rows = case.rows()
@@ -77,7 +77,7 @@ def test_trouble_that_passes_is_survived(case: Case, server: LoopbackJudge, trou
     server.plan["q3"] = list(troubles)
     start = time.monotonic()
     facts = case.judge(tolerated=0.0)
-    assert facts["failed"] == 0
+    assert facts["not_judged"] == 0
     assert [action for item, action in server.requests if item == "q3"] == [*troubles, "ok"]
     assert next(row for row in case.rows() if row["id"] == "q3")["rating"] == rating_of("q3")
     if troubles == ["429"]:
@@ -87,7 +87,7 @@ def test_trouble_that_passes_is_survived(case: Case, server: LoopbackJudge, trou
 @pytest.mark.parametrize("way", ["text", "parts"])
 def test_good_replies_in_other_clothes(case: Case, server: LoopbackJudge, way: str) -> None:
     server.plan["q2"] = [way]
-    assert case.judge(tolerated=0.0)["failed"] == 0
+    assert case.judge(tolerated=0.0)["not_judged"] == 0
     assert len(server.requests) == 8
 
 
@@ -113,7 +113,7 @@ def test_a_failure_is_counted_with_its_reason_and_never_scored(
 ) -> None:
     server.plan["q5"] = [action] * 9
     facts = case.judge(tolerated=0.2)
-    assert (facts["judged"], facts["failed"], facts["failures"]) == (7, 1, {reason: 1})
+    assert (facts["judged"], facts["not_judged"], facts["failures"]) == (7, 1, {reason: 1})
     row = next(row for row in case.rows() if row["id"] == "q5")
     assert (row["rating"], row["hallucinated"], row["failed"]) == (None, None, reason)
     scored = case.score()

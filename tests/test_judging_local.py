@@ -53,7 +53,7 @@ def test_a_local_text_model_judges_greedily(tmp_path: Path, template: bool) -> N
     assert facts["n"] == 3
     assert facts["tokens"]["completion"] > 0
     assert facts["models"] == {"llama": 3}
-    assert facts["failed"] == 3, "a random model gives no ratings: failures, never scores"
+    assert facts["not_judged"] == 3, "a random model gives no ratings: failures, never scores"
     first = case.rows()
     judge_predictions(*arguments, model_dir=model)
     assert case.rows() == first, "no sampling, whatever the folder says"

@@ -18,6 +18,7 @@ from typing import IO, Any, NoReturn
 
 import msgspec
 
+from peftbench.blessings import CODE_AS_RUN, read_blessings
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.errors import RunFailed, UserError
 from peftbench.fingerprint import Code, changes
@@ -234,6 +235,9 @@ def _make_view(
 
 
 def _record(ticket: Ticket, facts: dict[str, Any], meter: Meter) -> Record:
+    assert isinstance(facts.get(FAILED, ""), str), f"facts: {FAILED!r} is for the reason of a failed run"
+    as_run = _live(ticket)
+    blessed = {CODE_AS_RUN: as_run} if as_run != ticket.code else {}
     return Record(
         stage=ticket.stage,
         digest=ticket.digest,
@@ -242,7 +246,7 @@ def _record(ticket: Ticket, facts: dict[str, Any], meter: Meter) -> Record:
         code=ticket.code,
         inputs=ticket.inputs,
         facts=facts,
-        provenance=meter.read(),
+        provenance=meter.read() | blessed,
     )
 
 
@@ -269,7 +273,10 @@ def open_ticket(stage: str, text: str) -> tuple[Ticket, Spec]:
         spec = msgspec.convert(ticket.spec, {**SPECS, **VIEWS}[stage])
     except msgspec.ValidationError as error:
         raise UserError(f"--ticket: spec: {error}") from None
-    live, _ = live_code(stage, ticket.spec, scripts_directory() / f"{RULES[stage]}.py")
+    live = _live(ticket)
+    if live != ticket.code:
+        blessed = read_blessings(scripts_directory().parent.parent).canonical(stage, live)
+        live = blessed if blessed == ticket.code else live
     found = changes(ticket.code, live)
     if found:
         shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
@@ -277,6 +284,13 @@ def open_ticket(stage: str, text: str) -> tuple[Ticket, Spec]:
             f"code of stage {stage} changed since this job was planned ({shown}): run snakemake again"
         )
     return ticket, spec
+
+
+def _live(ticket: Ticket) -> Code:
+    """The code on disk, as it was when this process first asked, with the packages that the ticket names."""
+    script = scripts_directory() / f"{RULES[ticket.stage]}.py"
+    code, _ = live_code(ticket.stage, ticket.spec, script)
+    return {"modules": code["modules"], "packages": ticket.code["packages"]}
 
 
 def scripts_directory() -> Path:

@@ -74,7 +74,7 @@ def judge_predictions(
     return {
         "n": len(rows),
         "judged": len(rows) - failed,
-        "failed": failed,
+        "not_judged": failed,
         "failures": dict(sorted(failures.items())),
         "tokens": {
             "prompt": sum(reply.prompt_tokens for reply in found.values()),
