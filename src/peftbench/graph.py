@@ -11,12 +11,13 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from peftbench.blessings import read_blessings
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.claims_file import read_claims, read_tables
 from peftbench.config import Settings, needs_judge
 from peftbench.config_types import Metric, ModelConfig, Published
 from peftbench.errors import UserError, did_you_mean
-from peftbench.fingerprint import Fingerprinter, default_fingerprinter, with_versions
+from peftbench.fingerprint import Code, Fingerprinter, default_fingerprinter, with_versions
 from peftbench.retrieve.origin import Origin, parse_origins
 from peftbench.spec import (
     BaseSpec,
@@ -114,6 +115,8 @@ class Plan:
         self._scripts = settings.root / "workflow/scripts"
         self._fingerprinter = fingerprinter or default_fingerprinter()
         self._codes: dict[str, str] = {}
+        self.blessings = read_blessings(settings.root)
+        self._as_is: dict[tuple[str, str], Code] = {}
         self._studies: dict[str, StudyPlan] = {}
         self._tables: dict[str, TabulateSpec] = {}
         self.jobs: dict[str, Job] = {}
@@ -533,10 +536,15 @@ class Plan:
             script = self._scripts / f"{RULES[stage]}.py"
             code, imported = live_code(stage, plain, script, self._fingerprinter)
             identity = self.main.identity
-            self._codes[key] = canonical_json(
-                with_versions(code, imported, identity.packages, identity.granularity)
-            )
+            as_is = with_versions(code, imported, identity.packages, identity.granularity)
+            text = canonical_json(self.blessings.canonical(stage, as_is))
+            self._as_is[stage, text] = as_is
+            self._codes[key] = text
         return self._codes[key]
+
+    def code_as_is(self, job: Job) -> Code:
+        """The code on disk for a job; its ``code`` is another one where a blessing says that they are equal."""
+        return self._as_is[job.stage, job.code]
 
     def _source(self, area: str, source: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Job]]:
         """A source block with its defaults written out, and the retrievals that its ``from:`` names.

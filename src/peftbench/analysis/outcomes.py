@@ -103,7 +103,8 @@ def _read(
         reason = f"no result of {gone[0]}"
         return Outcome(cell=cell, status="missing", reason=reason, published=published)
     facts = record.facts
-    estimate = _estimate(_measured(facts, measure))
+    measured = _measured(facts, measure)
+    estimate = _estimate(measured)
     if estimate is None:
         what = f"no number {measure}" if measure else "no finite score with its error"
         reason = f"scoring failed: the record holds {what}"
@@ -112,7 +113,7 @@ def _read(
         cell=cell,
         status="ok",
         estimate=estimate,
-        higher_is_better=bool(facts.get("higher_is_better", True)),
+        higher_is_better=bool(measured.get("higher_is_better", facts.get("higher_is_better", True))),
         published=published,
         digest=record.digest,
     )

@@ -95,7 +95,7 @@ def _figures(ratings: Sequence[int], flags: Sequence[bool], kinds: Sequence[str]
     complete = len(ratings) == QUESTIONS
     return {
         "hallucination_rate": 100 * sum(flags) / len(flags),
-        "rate": _mean([100.0 * flag for flag in flags]),
+        "rate": {**_mean([100.0 * flag for flag in flags]), "higher_is_better": False},
         "by_type": by_type,
         "complete": complete,
         "consistent": abs(mean - sum(means) / len(means)) < 1e-9 if complete and means else None,
