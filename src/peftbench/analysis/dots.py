@@ -66,7 +66,9 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
             for place in places
         ]
         comparable = len({row["higher_is_better"] for row in mine}) == 1 and not any(m for _, m in places)
-        if len(single) > 1 and comparable:
+        # an average needs runs that are tested everywhere, not each on other sets
+        everywhere = set.intersection(*({(dot.method, dot.variant) for dot in p.dots} for p in single))
+        if len(single) > 1 and comparable and everywhere:
             panels.append(_average_panel(single))
         panels.extend(single)
     titles = {row["model"]: row["model_title"] for row in rows}
@@ -90,12 +92,13 @@ def _panel(rows: Sequence[Row], methods: Sequence[str], variants: Sequence[str])
     base = [estimate for row in rows if row["method"] == UNTUNED and (estimate := row_estimate(row))]
     first = rows[0]
     counts = sorted({row["n"] for row in rows if row["n"] is not None})
-    note = ", ".join([first["metric"], *(f"n = {n}" for n in counts)])
+    what = first["dataset_label"] if first.get("measure") else first["metric"]
+    note = ", ".join([what, *(f"n = {n}" for n in counts)])
     if not first["higher_is_better"]:
         note += ", lower is better"
     return Panel(
         model=first["model_title"],
-        title=": ".join(filter(None, [first["dataset_label"], first.get("measure")])).replace("_", " "),
+        title=(first.get("measure") or first["dataset_label"]).replace("_", " "),
         note=note,
         dots=dots,
         base=over_seeds(base) if base else None,
