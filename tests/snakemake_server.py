@@ -6,7 +6,9 @@ environment of its own, with the ``peftbench`` of that folder. As it ends, it te
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -72,15 +74,15 @@ def _marks(job: Any) -> str:
     if job.stage == "predict" and "run" in inputs:
         return _marks(inputs["run"])
     if job.stage == "choose":
-        return "+chosen"
+        return _marks(inputs["trial.0"]).partition("+rate")[0] + "+chosen"
     marks = ""
     if "base" in inputs and inputs["base"].stage == "expose":
         marks += "+exposed"
     if job.stage == "train":
         size = inputs["subset"].label.rpartition(" ")[2]
         marks += "" if size == "full" else f"+size={size}"
-        marks += f"+rate={spec['optim']['learning_rate']:g}" if spec["validation"] else ""
         marks += "" if spec["seed"] == 42 else f"+seed={spec['seed']}"
+        marks += f"+rate={spec['optim']['learning_rate']:g}" if spec["validation"] else ""
     return marks
 
 
@@ -95,7 +97,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         finally:
             os._exit(status)
     _, status = os.waitpid(child, 0)
-    found = json.loads(_content(plan) or '{"names": {}, "records": {}}')
+    found = json.loads(_content(plan) or '{"names": {}, "records": {}, "modules": []}')
     return {
         "returncode": os.waitstatus_to_exitcode(status),
         "stdout": _content(output).decode(errors="replace"),
@@ -135,15 +137,25 @@ def _call(request: dict[str, Any], output: int, plan: int) -> int:
         for made in (thing for thing in gc.get_objects() if type(thing) is kind):
             names.update({digest: name_of(job) for digest, job in made.jobs.items()})
             records.update({name_of(job): job.record for job in made.jobs.values()})
-    os.write(plan, json.dumps({"names": names, "records": records}).encode())
+    loaded = [name for name, module in sys.modules.items() if _installed(module)]
+    os.write(plan, json.dumps({"names": names, "records": records, "modules": loaded}).encode())
     return status if isinstance(status, int) else 1
+
+
+def _installed(module: Any) -> bool:
+    return "/site-packages/" in (getattr(module, "__file__", None) or "")
 
 
 def _serve() -> None:
     import snakemake.cli  # noqa: F401 (what the forks are spared)
 
     for line in sys.stdin:
-        print(json.dumps(_answer(json.loads(line))), flush=True)
+        answer = _answer(json.loads(line))
+        for name in answer.pop("modules"):
+            if name not in sys.modules:
+                with contextlib.suppress(Exception):  # it only saves the next call the time
+                    importlib.import_module(name)
+        print(json.dumps(answer), flush=True)
     times = os.times()
     print(sum(times[:4]), flush=True)
 

@@ -73,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     schema.set_defaults(run=_schema)
 
-    for name in ("peftbench.score_cli", "peftbench.annotation.annotate_cli", "peftbench.reruns.commands"):
+    for name in (
+        "peftbench.score_cli",
+        "peftbench.annotation.annotate_cli",
+        "peftbench.reruns.commands",
+        "peftbench.planning.plan_cli",
+    ):
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name).add_parser(commands)
     return parser

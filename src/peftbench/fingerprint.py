@@ -20,6 +20,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +266,36 @@ def changes(planned: Code, live: Code) -> list[str]:
         if installed != version and not installed.partition("+")[0].startswith(version + "."):
             found.append(f"{name} was {version}, is {installed}")
     return found
+
+
+class _Guard(MetaPathFinder):
+    """Lets a job import only the code that its ticket names; finds nothing itself."""
+
+    def __init__(self, modules: dict[str, str]) -> None:
+        self.modules = modules
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """``UserError`` where the source of a planned module is another one by now."""
+        planned = self.modules.get(name.removeprefix(PACKAGE + "."))
+        if planned is None or not name.startswith(PACKAGE + "."):
+            return
+        found = PathFinder.find_spec(name, path)
+        if found is None or not found.origin or not found.origin.endswith(".py"):
+            return
+        if _parsed(Path(found.origin).read_bytes())["hash"] != planned:
+            raise UserError(
+                f"code changed while this job ran or waited ({name.removeprefix(PACKAGE + '.')} changed): "
+                "nothing was stored, run snakemake again"
+            )
+
+
+def guard_imports(code: Code) -> None:
+    """From now on, refuse to import a module of ``code`` that is not as it was planned.
+
+    A job checks its code as it starts, and then imports much of it late: after waiting for another process, or
+    after hours of training.
+    """
+    sys.meta_path.insert(0, _Guard(code["modules"]))
 
 
 def installed_package_dir() -> Path:

@@ -21,7 +21,7 @@ import msgspec
 from peftbench.blessings import CODE_AS_RUN, read_blessings
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.errors import RunFailed, UserError
-from peftbench.fingerprint import Code, changes
+from peftbench.fingerprint import Code, changes, guard_imports
 from peftbench.provenance import Meter
 from peftbench.spec import SPECS, Execution, Spec
 from peftbench.stages import RULES, live_code
@@ -188,6 +188,7 @@ def _make_result(
 ) -> None:
     output: Path = arguments.output
     ticket, spec = open_ticket(stage, arguments.ticket)
+    guard_imports(ticket.code)
     if directory_digest(output.parent) != ticket.digest:
         raise UserError(f"{output}: the ticket belongs to digest {ticket.digest}: run snakemake again")
     inputs = match_inputs(ticket, arguments.inputs)
@@ -224,6 +225,7 @@ def _make_view(
     """Views have stable names; their marker, named by the digest, says what they were made from."""
     output: Path = arguments.output
     ticket, spec = open_ticket(stage, arguments.ticket)
+    guard_imports(ticket.code)
     if not output.stem.endswith(ticket.digest):
         raise UserError(f"{output}: the ticket belongs to digest {ticket.digest}: run snakemake again")
     with no_space_in_one_line(output):
