@@ -52,3 +52,34 @@ def test_mistakes_are_one_line(project, capsys, arguments, said):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+def test_studies_counts_trainings_once(project, capsys):
+    project.write_yaml(
+        "config/studies/again.yaml", {"title": "Again", "extends": "small", "group": "all_of_them"}
+    )
+    assert main(["studies"]) == 0
+    shown = capsys.readouterr()
+    rows = {line.split()[0]: line.split()[1:] for line in shown.out.splitlines()}
+    assert rows["study"] == ["cells", "trainings", "new", "predictions", "to", "do"]
+    assert rows["again"] == ["10", "8", "8", "10", "18"] and rows["small"] == ["10", "8", "0", "10", "18"]
+    assert shown.err == "8 unique trainings; 18 trainings and predictions to do\n"
+    assert main(["studies", "all_of_them"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["study", "again"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["studies", "smal"], "there is no study or group 'smal'; did you mean 'small'"),
+        (["pin", "firts"], "there is no model or data set 'firts'; did you mean 'first'"),
+        (["claims"], "config/claims.yaml: there is no such file"),
+        (["annotate", "make", "small", "--out", "sheet"], "--target: which data set?"),
+        (["annotate", "make", "small", "--out", "sheet", "--target", "first"], "no answers to first yet"),
+        (["annotate", "count", "none.csv", "--sheet", "sheet", "--out", "out"], "sheet"),
+    ],
+)
+def test_mistakes_of_the_further_commands(project, capsys, arguments, said):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1

@@ -17,6 +17,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from peftbench.config import Settings
+
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
 
@@ -174,5 +176,8 @@ def test_every_shipped_study_plans_its_jobs(tmp_path: Path, study: str, data: in
     }
 
 
-def test_no_study_is_left_out_above() -> None:
-    assert {p.stem for p in (ROOT / "config/studies").glob("*.yaml")} == {"demo", "table1_main", "smoke"}
+def test_every_study_is_run_somewhere() -> None:
+    """``demo`` and ``smoke`` here and by ``make demo``; those of the paper in ``test_paper.py``."""
+    settings = Settings.from_files(ROOT)
+    others = {name for name in settings.names("study") if settings.study(name).group != "paper"}
+    assert others == {"demo", "smoke"}

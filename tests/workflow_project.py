@@ -47,6 +47,9 @@ FAKES = {
                 raise RunFailed("training diverged: the loss is nan at step 3 of 9: lower the learning rate")
             (out_dir / "adapter").mkdir()
             (out_dir / "adapter" / "weights").write_text(repr(spec.settings))
+            if counter := os.environ.get("FAKE_COUNTER"):
+                with open(counter, "a") as stream:
+                    print(spec.method, spec.connector, base_dir.name, data_dir.name, file=stream)
             print("half way", flush=True)
             time.sleep(float(os.environ.get("FAKE_TRAINING_SECONDS", "0")))
             return {"steps": spec.epochs}
