@@ -152,7 +152,7 @@ def test_what_is_young_stays_and_all_that_it_was_made_from(project):
     # a study without runs: everything would go, but for the one that is young
     (project.root / "config/studies/small.yaml").unlink()
     project.edit("config/config.yaml", "studies:\n- small", "studies: []")
-    assert {"prepare": 2, "subset": 2, "build": 1, "train": 8}.items() <= kinds(found(project)).items()
+    assert {"prepare": 2, "subset": 2, "train": 8}.items() <= kinds(found(project)).items()
     young = next((project.root / "results/runs/tiny/first").glob("adapter-*"))
     os.utime(young / "record.json")
     answer = found(project, "--keep-days", "1")
@@ -242,6 +242,10 @@ def test_while_snakemake_runs_what_has_a_ticket_stays(project):
     finally:
         lock.unlink()
     assert answer["items"] == [] and "Snakemake runs here" in answer["notes"][0]
+    with locked(project.root / "results/.locks/tables-small", print):
+        answer = found(project)
+    assert answer["items"] == [] and "a table, figure or page is being made" in answer["notes"][0]
+    assert kinds(found(project))["train"] == 4
 
 
 def test_left_overs_of_killed_jobs_go_and_what_can_be_resumed_stays(project):

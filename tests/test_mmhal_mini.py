@@ -333,7 +333,7 @@ def run(tmp_path: Path, answers: dict[str, str] | None = None, **changes: Any) -
 def test_the_stage_judges_and_the_metric_scores(tmp_path: Path) -> None:
     wrong = {example.id: "two zebras and a unicorn car" for example, _ in ROWS[:96:4]}
     facts = run(tmp_path, wrong)
-    assert (facts["judged"], facts["failed"]) == (96, 0)
+    assert (facts["judged"], facts["not_judged"]) == (96, 0)
     rows = pq.read_table(tmp_path / "out/judgements.parquet").to_pylist()
     for row, (example, _) in zip(rows, ROWS, strict=False):
         assert (row["rating"], row["type"]) == (judged(example, row["prediction"])[0], example.question_type)

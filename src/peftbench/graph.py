@@ -115,6 +115,7 @@ class Plan:
         self._scripts = settings.root / "workflow/scripts"
         self._fingerprinter = fingerprinter or default_fingerprinter()
         self._codes: dict[str, str] = {}
+        self._code_of: dict[tuple[Any, ...], tuple[str, list[Any]]] = {}
         self.blessings = read_blessings(settings.root)
         self._as_is: dict[tuple[str, str], Code] = {}
         self._studies: dict[str, StudyPlan] = {}
@@ -130,12 +131,29 @@ class Plan:
 
     def job(self, digest: str) -> Job:
         """The job of a digest; ``UserError`` where the present configuration and code have none."""
-        try:
-            return self.jobs[digest]
-        except KeyError:
+        if digest not in self.jobs:
             raise UserError(
-                f"nothing in the present configuration and code has the digest {digest}: see 'peftbench runs'"
-            ) from None
+                self._changed_since(digest)
+                or f"nothing in the present configuration and code has the digest {digest}: see 'peftbench runs'"
+            )
+        return self.jobs[digest]
+
+    def _changed_since(self, digest: str) -> str:
+        """What differs between the ticket of a job that was planned earlier and the nearest one of now."""
+        try:
+            asked = json.loads(Path(f"{self.results}/.tickets/{digest}.json").read_bytes())
+            stage, label = asked["stage"], asked["label"]
+        except (OSError, ValueError, LookupError):
+            return ""
+        alike = [
+            json.loads(job.ticket) for job in self.jobs.values() if (job.stage, job.label) == (stage, label)
+        ]
+        found = min((_differences(asked, ticket) for ticket in alike), key=len, default=["no such job"])
+        shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        return (
+            f"{stage} {label} ({digest}) is no longer what configuration and code ask for ({shown}): "
+            "run snakemake again"
+        )
 
     def scores(self, study: StudyPlan) -> list[str]:
         """Records of all that the table of a study reads, each once."""
@@ -161,7 +179,7 @@ class Plan:
         for job in self.jobs.values():
             path = Path(self.ticket_file(job))
             data = job.ticket.encode()
-            if not path.exists() or path.stat().st_size != len(data):
+            if not path.exists() or path.read_bytes() != data:
                 atomic_bytes(path, data, durable=False)
 
     def execution(self, job: Job) -> str:
@@ -530,6 +548,14 @@ class Plan:
 
     def _code(self, stage: str, spec: Any) -> str:
         """Canonical JSON of the code of a job; made once per stage and what it loads by name."""
+        naming = [getattr(spec, name) for name in _NAMING.get(stage, ())]
+        # Runs of one model share its names as one object; keeping it keeps its id from being another's.
+        same = (stage, *(value if isinstance(value, str) else id(value) for value in naming))
+        if same not in self._code_of:
+            self._code_of[same] = self._find_code(stage, spec), naming
+        return self._code_of[same][0]
+
+    def _find_code(self, stage: str, spec: Any) -> str:
         plain = {key: msgspec.to_builtins(getattr(spec, key)) for key in _NAMING.get(stage, ())}
         key = f"{stage} {canonical_json(plain)}"
         if key not in self._codes:
@@ -650,6 +676,28 @@ _NAMING = {
     "judge": ("kind", "scale", "names"),
 }
 """The fields of a spec that decide which modules its job loads by name (``peftbench.stages.components``)."""
+
+
+def _differences(asked: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings, modules, packages and inputs that differ between two tickets, one phrase each."""
+    old, new = (
+        _flat(ticket["spec"]) | _flat(ticket["code"]) | _flat({"input": ticket["inputs"]})
+        for ticket in (asked, now)
+    )
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            hashes = key.startswith(("modules.", "input."))
+            name = key.removeprefix("modules.").removeprefix("packages.").replace("input.", "input ")
+            found.append(f"{name} changed" if hashes else f"{name} was {old.get(key)}, is {new.get(key)}")
+    return found
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    pairs = (_flat(inner, f"{name}.{key}" if name else key) for key, inner in value.items())
+    return {key: inner for part in pairs for key, inner in part.items()}
 
 
 def _may_cache(model: ModelConfig, run: Run) -> bool:

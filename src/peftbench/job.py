@@ -188,7 +188,7 @@ def _make_result(
 ) -> None:
     output: Path = arguments.output
     ticket, spec = open_ticket(stage, arguments.ticket)
-    guard_imports(ticket.code)
+    guard_imports(_live(ticket))
     if directory_digest(output.parent) != ticket.digest:
         raise UserError(f"{output}: the ticket belongs to digest {ticket.digest}: run snakemake again")
     inputs = match_inputs(ticket, arguments.inputs)
@@ -225,15 +225,33 @@ def _make_view(
     """Views have stable names; their marker, named by the digest, says what they were made from."""
     output: Path = arguments.output
     ticket, spec = open_ticket(stage, arguments.ticket)
-    guard_imports(ticket.code)
+    guard_imports(_live(ticket))
     if not output.stem.endswith(ticket.digest):
         raise UserError(f"{output}: the ticket belongs to digest {ticket.digest}: run snakemake again")
     with no_space_in_one_line(output):
         study = output.stem.removesuffix(f"-{ticket.digest}")
-        for old in output.parent.glob(f"{study}-{'[0-9a-f]' * 16}.json"):
-            old.unlink()  # first: a marker without its files would be a lie
-        facts = work(Job(ticket, spec, {}, output, output.parent.parent, execution))
-        atomic_json(output, _record(ticket, facts, meter))
+        lock = Path(execution.results) / ".locks" / f"{output.parent.parent.name}-{study}"
+        with locked(lock, lambda holder: _say(f"waiting for {holder}: it makes this too")):
+            _refuse_replaced(ticket, output, study)
+            for old in output.parent.glob(f"{study}-{'[0-9a-f]' * 16}.json"):
+                if old != output:
+                    old.unlink(missing_ok=True)  # first: a marker without its files would be a lie
+            facts = work(Job(ticket, spec, {}, output, output.parent.parent, execution))
+            _refuse_replaced(ticket, output, study)
+            atomic_json(output, _record(ticket, facts, meter))
+
+
+def _refuse_replaced(ticket: Ticket, output: Path, study: str) -> None:
+    """``UserError`` where the table or figure that a view is made from is by now that of another configuration.
+
+    Its files have stable names, so a checkout with other settings and the same results folder may replace them.
+    """
+    for name, digest in ticket.inputs.items():
+        if not (output.parent.parent.parent / f"{name}s/.made/{study}-{digest}.json").exists():
+            raise UserError(
+                f"the {name} of {study} was replaced by that of another configuration meanwhile: run snakemake "
+                "again, or give each configuration a results folder of its own"
+            )
 
 
 def _record(ticket: Ticket, facts: dict[str, Any], meter: Meter) -> Record:
