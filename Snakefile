@@ -6,6 +6,8 @@
 #
 # Every result of training, prediction and scoring lies under results/ in a folder whose name ends in a digest of all
 # that it depends on, so the existence of its record decides whether a job runs. See config/README.md for the settings.
+# All outputs are update(): Snakemake then leaves what is there in its place until the job replaces it. Otherwise it would
+# delete, before it starts a job, what another checkout with the same results folder has made since this one planned.
 
 from snakemake.utils import min_version
 

@@ -45,7 +45,9 @@ MORE_FAKES = {
             return {"files": {"config.json": {}}}
         """,
 }
-TRAINING_TYPES = "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from peftbench.training.notes import Note\n"
+TRAINING_TYPES = (
+    "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from peftbench.training.notes import Note\n"
+)
 
 CONFIG: dict[str, Any] = MAIN | {
     "lineup": {"models": ["tiny"], "datasets": ["first", "second"]},
@@ -123,6 +125,16 @@ class MatrixProject(Project):
         for name, study in STUDIES.items():
             self.write_yaml(f"config/studies/{name}.yaml", study)
 
+    def write(self, path: str, text: str) -> None:
+        """Write a text file anew, its mode kept: copies of the project share their files."""
+        target = self.root / path
+        mode = target.stat().st_mode if target.exists() else None
+        target.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(text.encode())
+        if mode is not None:
+            target.chmod(mode)
+
     def change(self, path: str, **changes: Any) -> None:
         """Replace or add keys of a YAML file; dots go deeper, written as two underscores."""
         content = yaml.safe_load((self.root / path).read_text(encoding="utf-8"))
@@ -135,11 +147,21 @@ class MatrixProject(Project):
         self.write_yaml(path, content)
 
     def copy(self, root: Path) -> "MatrixProject":
-        """A copy to edit: results are linked, as nobody writes into a finished one; all else is copied."""
-        ignored = shutil.ignore_patterns("results")
-        shutil.copytree(self.root, root, ignore=ignored, dirs_exist_ok=True)
-        if (self.root / "results").exists() and not (root / "results").exists():
-            shutil.copytree(self.root / "results", root / "results", copy_function=os.link)
+        """A copy to edit: files are linked, as nobody writes into one in place; Snakemake does into its own."""
+        shutil.copytree(self.root, root, copy_function=os.link, ignore=shutil.ignore_patterns(".snakemake"))
+        shutil.copytree(self.root / ".snakemake", root / ".snakemake")
+        return self._at(root)
+
+    def restore(self, other: "MatrixProject") -> None:
+        """Everything but results and Snakemake's own files as in another copy."""
+        kept = ("results", ".snakemake")
+        for path in self.root.iterdir():
+            if path.name not in kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        ignored = shutil.ignore_patterns(*kept)
+        shutil.copytree(other.root, self.root, copy_function=os.link, ignore=ignored, dirs_exist_ok=True)
+
+    def _at(self, root: Path) -> "MatrixProject":
         other = object.__new__(MatrixProject)
         other.root = root
         return other

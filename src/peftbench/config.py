@@ -76,9 +76,9 @@ def _check_keys(data: Any, kind: type[msgspec.Struct], file: str, prefix: str) -
     for key in data:
         if key not in hints:
             raise UserError(f"{where}unknown key {key!r}{did_you_mean(key, hints)}")
-    for field in msgspec.structs.fields(kind):
-        if field.required and field.name not in data:
-            raise UserError(f"{where}key {field.name!r} is missing")
+    for name in _required(kind):
+        if name not in data:
+            raise UserError(f"{where}key {name!r} is missing")
     for key, value in data.items():
         inner = _struct_of(hints[key])
         if inner is not None and value is not None:
@@ -88,6 +88,11 @@ def _check_keys(data: Any, kind: type[msgspec.Struct], file: str, prefix: str) -
 @functools.cache
 def _hints(kind: type[msgspec.Struct]) -> dict[str, Any]:
     return typing.get_type_hints(kind)
+
+
+@functools.cache
+def _required(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    return tuple(field.name for field in msgspec.structs.fields(kind) if field.required)
 
 
 def _struct_of(hint: Any) -> type[msgspec.Struct] | None:

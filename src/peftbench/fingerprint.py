@@ -20,7 +20,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -268,7 +267,7 @@ def changes(planned: Code, live: Code) -> list[str]:
     return found
 
 
-class _Guard(MetaPathFinder):
+class _Guard:
     """Lets a job import only the code that its ticket names; finds nothing itself."""
 
     def __init__(self, modules: dict[str, str]) -> None:
@@ -295,7 +294,7 @@ def guard_imports(code: Code) -> None:
     A job checks its code as it starts, and then imports much of it late: after waiting for another process, or
     after hours of training.
     """
-    sys.meta_path.insert(0, _Guard(code["modules"]))
+    sys.meta_path.insert(0, _Guard(code["modules"]))  # no subclass: importlib.abc costs 15 ms
 
 
 def installed_package_dir() -> Path:

@@ -9,11 +9,11 @@ for study in filter(lambda study: study.tabulate, STUDIES):
         input:
             ancient(PLAN.scores(study)),
         output:
-            csv=f"<results>/tables/{study.name}.csv",
-            md=f"<results>/tables/{study.name}.md",
-            html=f"<results>/tables/{study.name}.html",
-            tex=f"<results>/tables/{study.name}.tex",
-            marker=PLAN.marker(study.tabulate),
+            csv=update(f"<results>/tables/{study.name}.csv"),
+            md=update(f"<results>/tables/{study.name}.md"),
+            html=update(f"<results>/tables/{study.name}.html"),
+            tex=update(f"<results>/tables/{study.name}.tex"),
+            marker=update(PLAN.marker(study.tabulate)),
         log:
             f"<logs>/tabulate_study/{study.name}.log",
         localrule: True
@@ -35,9 +35,9 @@ for study in filter(lambda study: study.tabulate, STUDIES):
         input:
             ancient(PLAN.marker(study.tabulate)),
         output:
-            png=f"<results>/figures/{study.name}.png",
-            svg=f"<results>/figures/{study.name}.svg",
-            marker=PLAN.marker(study.plot),
+            png=update(f"<results>/figures/{study.name}.png"),
+            svg=update(f"<results>/figures/{study.name}.svg"),
+            marker=update(PLAN.marker(study.plot)),
         log:
             f"<logs>/plot_study/{study.name}.log",
         localrule: True
@@ -62,11 +62,11 @@ for study in filter(lambda study: study.describe, STUDIES):
         input:
             ancient(PLAN.scores(study)),
         output:
-            csv=f"<results>/tables/{study.name}.csv",
-            md=f"<results>/tables/{study.name}.md",
-            html=f"<results>/tables/{study.name}.html",
-            tex=f"<results>/tables/{study.name}.tex",
-            marker=PLAN.marker(study.describe),
+            csv=update(f"<results>/tables/{study.name}.csv"),
+            md=update(f"<results>/tables/{study.name}.md"),
+            html=update(f"<results>/tables/{study.name}.html"),
+            tex=update(f"<results>/tables/{study.name}.tex"),
+            marker=update(PLAN.marker(study.describe)),
         log:
             f"<logs>/describe_study/{study.name}.log",
         localrule: True
@@ -90,11 +90,11 @@ if PLAN.claims:
         input:
             ancient(PLAN.scores(PLAN.claims)),
         output:
-            csv="<results>/tables/claims.csv",
-            comparisons="<results>/tables/claims_comparisons.csv",
-            md="<results>/tables/claims.md",
-            html="<results>/tables/claims.html",
-            marker=PLAN.marker(PLAN.claims.claims),
+            csv=update("<results>/tables/claims.csv"),
+            comparisons=update("<results>/tables/claims_comparisons.csv"),
+            md=update("<results>/tables/claims.md"),
+            html=update("<results>/tables/claims.html"),
+            marker=update(PLAN.marker(PLAN.claims.claims)),
         log:
             "<logs>/test_claims/claims.log",
         localrule: True

@@ -5,7 +5,7 @@ rule build_base_model:
     input:
         ancient(records_of),
     output:
-        record="<results>/models/{model}-{digest}/record.json",
+        record=update("<results>/models/{model}-{digest}/record.json"),
     log:
         "<logs>/build_base_model/{model}-{digest}.log",
     conda:
@@ -25,7 +25,7 @@ rule expose_base_model:
     input:
         ancient(records_of),
     output:
-        record="<results>/exposed/{model}-{digest}/record.json",
+        record=update("<results>/exposed/{model}-{digest}/record.json"),
     log:
         "<logs>/expose_base_model/{model}-{digest}.log",
     conda:

@@ -1,5 +1,6 @@
 # The plan of all jobs, and what the rules ask of it. Everything else is in src/peftbench.
 
+import atexit
 import difflib
 import os
 import shlex
@@ -79,3 +80,21 @@ def check_targets(arguments):
             and not os.path.exists(word)
         ):
             sys.exit(f"error: there is no study {word!r}; did you mean {near[0]!r}?")
+
+
+def say_costs():
+    """What the jobs of a dry-run will take, after all that Snakemake says; nothing in other runs."""
+    if not workflow.dryrun or workflow.dag is None or not workflow.dag.targetjobs:
+        return  # no dry-run, or one that failed before it had a graph
+    from peftbench.planning.plan_cli import print_dry_run
+
+    def digests(jobs):
+        tickets = [job.params.get("ticket") for job in jobs if not job.is_norun]
+        return {Path(ticket).stem for ticket in tickets if ticket}
+
+    run = workflow.dag.needrun_jobs(exclude_finished=False)
+    print_dry_run(PLAN, digests(workflow.dag.jobs), digests(run), Path.cwd())
+
+
+# Snakemake calls onsuccess in real runs alone. At its exit the graph is still there.
+atexit.register(say_costs)

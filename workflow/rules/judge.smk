@@ -5,7 +5,9 @@ rule judge_predictions:
     input:
         ancient(records_of),
     output:
-        record="<results>/runs/{model}/{dataset}/{run}/{predictions}/judgements-{digest}/record.json",
+        record=update(
+            "<results>/runs/{model}/{dataset}/{run}/{predictions}/judgements-{digest}/record.json"
+        ),
     log:
         "<logs>/judge_predictions/{model}/{dataset}/{run}/{predictions}/{digest}.log",
     conda:

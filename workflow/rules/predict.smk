@@ -5,7 +5,9 @@ rule generate_predictions:
     input:
         ancient(records_of),
     output:
-        record="<results>/runs/{model}/{dataset}/{run}/predictions-{digest}/record.json",
+        record=update(
+            "<results>/runs/{model}/{dataset}/{run}/predictions-{digest}/record.json"
+        ),
     log:
         "<logs>/generate_predictions/{model}/{dataset}/{run}/{digest}.log",
     conda:

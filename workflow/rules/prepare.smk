@@ -5,7 +5,7 @@ rule prepare_dataset:
     input:
         ancient(records_of),
     output:
-        record="<results>/data/{dataset}-{digest}/record.json",
+        record=update("<results>/data/{dataset}-{digest}/record.json"),
     log:
         "<logs>/prepare_dataset/{dataset}-{digest}.log",
     conda:
@@ -25,7 +25,7 @@ rule draw_subset:
     input:
         ancient(records_of),
     output:
-        record="<results>/subsets/{dataset}/{size}-{digest}/record.json",
+        record=update("<results>/subsets/{dataset}/{size}-{digest}/record.json"),
     log:
         "<logs>/draw_subset/{dataset}/{size}-{digest}.log",
     conda:

@@ -9,8 +9,8 @@ for study in filter(lambda study: study.report, STUDIES):
             ancient(PLAN.marker(study.tabulate)),
             ancient(PLAN.marker(study.plot)),
         output:
-            html=f"<results>/report/{study.name}.html",
-            marker=PLAN.marker(study.report),
+            html=update(f"<results>/report/{study.name}.html"),
+            marker=update(PLAN.marker(study.report)),
         log:
             f"<logs>/build_report/{study.name}.log",
         localrule: True

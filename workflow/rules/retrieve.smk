@@ -3,7 +3,7 @@
 
 rule retrieve_source:
     output:
-        record="<results>/retrieved/{origin}-{digest}/record.json",
+        record=update("<results>/retrieved/{origin}-{digest}/record.json"),
     log:
         "<logs>/retrieve_source/{origin}-{digest}.log",
     localrule: True

@@ -5,7 +5,9 @@ rule score_predictions:
     input:
         ancient(records_of),
     output:
-        record="<results>/runs/{model}/{dataset}/{run}/{predictions}/scores-{digest}/record.json",
+        record=update(
+            "<results>/runs/{model}/{dataset}/{run}/{predictions}/scores-{digest}/record.json"
+        ),
     log:
         "<logs>/score_predictions/{model}/{dataset}/{run}/{predictions}/{digest}.log",
     conda:

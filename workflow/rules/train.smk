@@ -5,7 +5,7 @@ rule train_adapter:
     input:
         ancient(records_of),
     output:
-        record="<results>/runs/{model}/{dataset}/{method}-{digest}/record.json",
+        record=update("<results>/runs/{model}/{dataset}/{method}-{digest}/record.json"),
     log:
         "<logs>/train_adapter/{model}/{dataset}/{method}-{digest}.log",
     conda:
@@ -26,7 +26,9 @@ rule choose_run:
     input:
         ancient(records_of),
     output:
-        record="<results>/runs/{model}/{dataset}/{method}.chosen-{digest}/record.json",
+        record=update(
+            "<results>/runs/{model}/{dataset}/{method}.chosen-{digest}/record.json"
+        ),
     log:
         "<logs>/choose_run/{model}/{dataset}/{method}-{digest}.log",
     localrule: True
