@@ -119,7 +119,8 @@ class Matrix:
         digests = {name: digest for digest, name in done.names.items()}
         for name in heavy:
             assert read_record(results / done.records[name]).digest == digests[name]
-        assert not self.dry_run(project, *edit.arguments, **edit.variables)[1], "it would run twice"
+        if outcome.expected:
+            assert not self.dry_run(project, *edit.arguments, **edit.variables)[1], "it would run twice"
         project.restore(self.finished)
         _, again = self.dry_run(project)
         # Tables, figures and pages have names without digests: they are made again, from what is there.

@@ -72,7 +72,6 @@ EDITS = [
         "LoRA's rank and alpha swapped",
         config(methods__lora__rank=32, methods__lora__alpha=16),
         LORA,
-        really=True,
     ),
     Edit("beta1 and beta2 swapped", config(training__beta1=0.95, training__beta2=0.9), TUNED),
     Edit(
@@ -196,7 +195,6 @@ EDITS = [
         "its metric",
         dataset("own", metric={"name": "exact_match"}),
         ("score */own/*", views("small")),
-        really=True,
     ),
     Edit("its label in tables", dataset("first", table_label="1st"), (views("*"), DESCRIBED)),
     Edit(
@@ -265,7 +263,7 @@ EDITS = [
     Edit("a judge that nobody asks", code("judging/endpoint")),
     # --- Tables, figures, pages, studies ---
     Edit("the aggregation only", code("analysis/table"), (views("*"),)),
-    Edit("the plots only", code("analysis/plot"), ("plot|report *",), really=True),
+    Edit("the plots only", code("analysis/plot"), ("plot|report *",)),
     Edit("the kind of figure that is used", code("analysis/figures/dots"), ("plot|report *",)),
     Edit("a kind of figure that is not", code("analysis/figures/losses")),
     Edit("the page only", code("report/build"), ("report *",), really=True),
@@ -283,13 +281,11 @@ EDITS = [
         "data sets in another order",
         config(lineup__datasets=["second", "first"]),
         (views("small"),),
-        really=True,
     ),
     Edit(
         "a row left out",
         study("small", exclude=[{"method": "adapter", "dataset": "first"}]),
         (views("small"),),
-        really=True,
     ),
     Edit(
         "a method more",
@@ -341,9 +337,7 @@ EDITS = [
     Edit("one method's module", code("methods/adapter"), ADAPTER, really=True),
     Edit("another method's module", code("methods/lora"), LORA),
     Edit("the layers of that method alone", code("tuners/bottleneck"), ADAPTER),
-    Edit(
-        "the method that does nothing", code("methods/base"), (answers("base/*"), views("small")), really=True
-    ),
+    Edit("the method that does nothing", code("methods/base"), (answers("base/*"), views("small"))),
     Edit(
         "a method imports another module",
         append("src/peftbench/methods/adapter.py", "\nimport peftbench.data.draw\n"),
@@ -390,7 +384,6 @@ EDITS = [
         "where models of the hub come from",
         code("models/sources/hub"),
         ("build large", *LARGE_RUNS),
-        really=True,
     ),
     Edit("generation", code("evaluation/generate"), ANSWERED),
     Edit("scoring", code("evaluation/score"), ("score *", views("*"))),

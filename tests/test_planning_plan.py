@@ -86,8 +86,9 @@ def test_memory_is_planned_by_the_largest_micro_batch_that_fits(paper):
 
 def test_checkpointing_costs_a_third_more_and_lets_larger_batches_fit(paper, tmp_path):
     _, again = paper_plan(tmp_path, gradient_checkpointing=True)
-    # peers: 1,509 hours instead of 1,035
-    assert again.stages["train"].gpu_hours / paper.stages["train"].gpu_hours == pytest.approx(1.44, abs=0.06)
+    # Counted elsewhere: 1,509 hours instead of 1,035; but the pass that is run again stops before the last linear layer
+    # of a block where no method keeps anything there.
+    assert 1.3 < again.stages["train"].gpu_hours / paper.stages["train"].gpu_hours < 1.46
     smallest = min(one.micro_batch for one in paper.micro_batches)
     assert min(one.micro_batch for one in again.micro_batches) > 4 * smallest
 
@@ -134,11 +135,7 @@ def test_the_command_writes_text_json_csv_and_a_page_and_imports_nothing_heavy(t
     assert f"{told['total']['run']:,} jobs to run" in done.stdout and "2 GPUs" in done.stdout
     assert {row["stage"] for row in rows} >= {"retrieve", "train", "predict", "judge", "score", "report"}
     page = files["html"].read_text()
-    assert (
-        page.count("<svg") == 2
-        and "<script" not in page
-        and "http" not in re.sub(r"https?://images\S*", "", page)
-    )
+    assert page.count("<svg") == 2 and not re.search(r"<script|<link|src=|href=|url\(|@import", page)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +213,9 @@ def test_a_dry_run_ends_with_the_totals_and_agrees_with_snakemake(project):
 
     # Parts are gone: what is missing and needed runs, and what was made from it.
     asked = wanted([plan.study("small")])
-    by_stage = {stage: [job for job in plan.jobs.values() if job.stage == stage] for stage in ("train", "score")}
+    by_stage = {
+        stage: [job for job in plan.jobs.values() if job.stage == stage] for stage in ("train", "score")
+    }
     prepared = next(job for job in plan.jobs.values() if job.stage == "prepare")
     gone = [plan.marker(plan.study("small").tabulate)]
     for more in (by_stage["train"][0], by_stage["score"][0], prepared):
@@ -224,7 +223,9 @@ def test_a_dry_run_ends_with_the_totals_and_agrees_with_snakemake(project):
         for path in gone:
             (project.root / path).unlink(missing_ok=True)
         partly = project.snakemake("-n", "-c2")
-        expected = sum(int(n) for rule, n in last_table(partly.stdout).items() if rule not in ("all", "total"))
+        expected = sum(
+            int(n) for rule, n in last_table(partly.stdout).items() if rule not in ("all", "total")
+        )
         assert totals(partly.stdout) == (expected, count - expected), partly.stdout
         assert len(to_run(plan, asked, project.root)) == expected
     project.snakemake("-c2")

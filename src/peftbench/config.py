@@ -1,6 +1,5 @@
 """Reading the configuration: typed, every mistake named in one line by file, key and nearest valid name."""
 
-import ast
 import copy
 import functools
 import re
@@ -263,23 +262,25 @@ def module_names(kind: str) -> tuple[str, ...]:
 
 @functools.cache
 def is_module(kind: str, name: str) -> bool:
-    """Whether there is such a method or metric; ``UserError`` where its file is not valid Python."""
+    """Whether there is such a method or metric: a file with the definition that makes it one.
+
+    Read as text, which is all that every plan can afford; a syntax error is named when its code is fingerprinted.
+    """
     path = Path(__file__).parent / f"{kind}s" / f"{name}.py"
     if name.startswith("_") or not path.is_file():
         return False
-    try:
-        body = ast.parse(path.read_bytes()).body
-    except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: syntax error: {error.msg}") from None
-    return any(isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == _DECLARES[kind] for n in body)
+    return re.search(rf"^(?:class|def) {_DECLARES[kind]}\b", _text(path), re.MULTILINE) is not None
 
 
 @functools.cache
 def needs_judge(metric: str) -> bool:
     """Whether a metric declares ``NEEDS_JUDGE``: it scores what a judge says of the answers."""
-    body = ast.parse((Path(__file__).parent / "metrics" / f"{metric}.py").read_bytes()).body
-    names = [ast.unparse(node.targets[0]) for node in body if isinstance(node, ast.Assign)]
-    return "NEEDS_JUDGE" in names
+    path = Path(__file__).parent / "metrics" / f"{metric}.py"
+    return re.search(r"^NEEDS_JUDGE\b", _text(path), re.MULTILINE) is not None
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def merge(into: dict[str, Any], overlay: dict[str, Any]) -> None:

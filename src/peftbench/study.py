@@ -343,7 +343,10 @@ class Expander:
 
 def method_module(method: str) -> ModuleType:
     """The module of a method; it imports nothing heavy at its top level."""
-    return import_module(f"peftbench.methods.{method}")
+    try:
+        return import_module(f"peftbench.methods.{method}")
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: syntax error: {error.msg}") from None
 
 
 def optim_of(run: Run, learning_rate: float) -> Optim:

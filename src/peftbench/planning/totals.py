@@ -189,7 +189,9 @@ def to_run(plan: Plan, asked: Wanted, root: Path) -> set[str]:
         if digest in run:
             continue
         run.add(digest)
-        waiting.extend(before for before in asked.after[digest] if before not in run and missing(asked.jobs[before]))
+        waiting.extend(
+            before for before in asked.after[digest] if before not in run and missing(asked.jobs[before])
+        )
         # What is there already is made again where something that it was made from is missing and made anew.
         if missing(asked.jobs[digest]):
             waiting.extend(after for after in followers.get(digest, ()) if after not in run)
