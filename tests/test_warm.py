@@ -1,9 +1,11 @@
 """The warm worker, with servers that import torch alone (or nothing), each test with a folder of its own."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,17 +29,20 @@ print("warm" if "warm_server" in open("/proc/self/cmdline").read() else "alone",
 @pytest.fixture
 def place(tmp_path):
     """A folder with scripts to run, and an environment with a socket folder of its own."""
-    (tmp_path / "t").mkdir()
+    # the path of a socket has 107 bytes at most
+    short = Path(tempfile.mkdtemp(prefix="w", dir="/tmp"))
+    (tmp_path / "t").symlink_to(short)
     environment = os.environ | {
-        "TMPDIR": str(tmp_path / "t"),
+        "TMPDIR": str(short),
         "PEFTBENCH_WORKER_IDLE": "2",
         "PEFTBENCH_WORKER_MODULES": "json",
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("PEFTBENCH_WORKER", None)
     yield tmp_path, environment
-    for path in (tmp_path / "t").rglob("*.sock"):
+    for path in short.rglob("*.sock"):
         path.unlink()  # a server whose socket is gone serves nobody and leaves when idle
+    shutil.rmtree(short, ignore_errors=True)
 
 
 def start(place, body, *arguments, **changes):
@@ -131,6 +136,7 @@ def test_a_crash_is_reported(place):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_reach_the_job(place, number):
     body = """
+import shutil
 import signal
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
 print("ready", flush=True)
@@ -173,6 +179,7 @@ time.sleep(100)
 
 def test_a_job_that_ignores_sigterm_is_killed(place):
     body = """
+import shutil
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print(os.getpid(), flush=True)
