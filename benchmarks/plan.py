@@ -28,7 +28,8 @@ from peftbench.planning.records import read_measurements
 from peftbench.planning.subject import subjects_of
 from peftbench.planning.text import duration, hours, to_csv, to_json
 from peftbench.planning.texts import Lengths, read_assumptions
-from peftbench.planning.totals import Planner, Sums, wanted
+from peftbench.planning.totals import Planner, Sums
+from peftbench.planning.wanted import wanted
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (1_250, 2_500, 5_000, 10_000)

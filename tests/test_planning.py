@@ -30,7 +30,6 @@ COUNTED = [
     *(("tiny-llava", method, connector) for method in METHODS for connector in ("frozen", "tuned")),
     ("llava-1.5-7b", "lora", "frozen"),
     ("llava-1.5-7b", "adapter", "tuned"),
-    ("llava-1.5-7b", "ia3", "tuned"),
     ("llava-1.5-7b", "prefix", "frozen"),
     ("qwen-vl-chat", "lora", "tuned"),
     ("qwen-vl-chat", "ia3", "frozen"),

@@ -20,7 +20,8 @@ from peftbench.planning.hardware import read_hardware
 from peftbench.planning.page import to_html
 from peftbench.planning.resources import resources_of
 from peftbench.planning.text import duration, plain, size, summary
-from peftbench.planning.totals import Planner, Result, to_run, wanted
+from peftbench.planning.totals import Planner, Result
+from peftbench.planning.wanted import to_run, wanted
 from workflow_project import Project
 
 ROOT = Path(__file__).parents[1]
@@ -218,8 +219,8 @@ def test_a_dry_run_ends_with_the_totals_and_agrees_with_snakemake(project):
     }
     prepared = next(job for job in plan.jobs.values() if job.stage == "prepare")
     gone = [plan.marker(plan.study("small").tabulate)]
-    for more in (by_stage["train"][0], by_stage["score"][0], prepared):
-        gone.append(f"{plan.results}/{more.record}")
+    for more in ([by_stage["train"][0]], [by_stage["score"][0], prepared]):
+        gone += [f"{plan.results}/{job.record}" for job in more]
         for path in gone:
             (project.root / path).unlink(missing_ok=True)
         partly = project.snakemake("-n", "-c2")

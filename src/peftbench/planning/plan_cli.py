@@ -12,7 +12,8 @@ from peftbench.errors import UserError, did_you_mean
 from peftbench.graph import Plan, StudyPlan
 from peftbench.planning.hardware import Hardware, read_hardware
 from peftbench.planning.text import summary, to_csv, to_json
-from peftbench.planning.totals import Planner, Result, Wanted, to_run, wanted
+from peftbench.planning.totals import Planner, Result
+from peftbench.planning.wanted import Wanted, to_run, wanted
 from peftbench.store import atomic_text
 from peftbench.warm import may_use_gpu
 

@@ -1,20 +1,21 @@
 """The plan of a configuration: which jobs run, what each takes, and the sums that people plan by."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from peftbench.graph import VIEW_FILES, Job, Plan, StudyPlan
+from peftbench.graph import Job, Plan
 from peftbench.planning.calibrate import NOTHING, Calibration, Error, calibrate
-from peftbench.planning.estimate import Estimate, Estimator
+from peftbench.planning.estimate import Estimator
 from peftbench.planning.hardware import Hardware
 from peftbench.planning.records import Measurement, Measurements, read_measurements
 from peftbench.planning.schedule import Schedule, Task, critical_path, list_schedule, tails
-from peftbench.planning.subject import VIEW_STAGES, Subject, Subjects, subjects_of
+from peftbench.planning.subject import Subject, Subjects, subjects_of
 from peftbench.planning.texts import Lengths, read_assumptions
+from peftbench.planning.wanted import Wanted
 from peftbench.stages import RULES
 
 REASONS = {
@@ -134,70 +135,6 @@ class Result(Struct, frozen=True, kw_only=True):
         return hours * self.hardware.watts / 1000
 
 
-class Wanted(Struct, frozen=True, kw_only=True):
-    """The jobs of some studies, and what waits for what."""
-
-    jobs: dict[str, Job]
-    after: dict[str, list[str]]
-    study: dict[str, str]
-    """Digest -> the first study that asks for it."""
-
-
-def wanted(studies: Iterable[StudyPlan]) -> Wanted:
-    """All jobs of some studies, upstream ones included."""
-    jobs: dict[str, Job] = {}
-    after: dict[str, list[str]] = {}
-    first: dict[str, str] = {}
-    for study in studies:
-        for view in study.views:
-            before = [job.digest for job in view.inputs.values()]
-            if view.stage in ("tabulate", "claims", "describe"):
-                before += [job.digest for job in (*study.scores, *study.data)]
-            jobs[view.digest], after[view.digest] = view, list(dict.fromkeys(before))
-            first.setdefault(view.digest, study.name)
-        waiting = [*study.scores, *study.data]
-        while waiting:
-            job = waiting.pop()
-            if job.digest in jobs:
-                continue
-            jobs[job.digest], first[job.digest] = job, study.name
-            after[job.digest] = [one.digest for one in job.inputs.values()]
-            waiting.extend(job.inputs.values())
-    return Wanted(jobs=jobs, after=after, study=first)
-
-
-def to_run(plan: Plan, asked: Wanted, root: Path) -> set[str]:
-    """Digests of the jobs that Snakemake would run: outputs that are missing, what those need that is missing, and
-    what was made from that.
-    """
-    results = root / plan.results
-    run: set[str] = set()
-
-    def missing(job: Job) -> bool:
-        if job.stage not in VIEW_STAGES:
-            return not (results / job.record).exists()
-        names = [name.format(job.label) for name in VIEW_FILES[job.stage]]
-        return not ((root / plan.marker(job)).exists() and all((results / name).exists() for name in names))
-
-    followers: dict[str, list[str]] = {}
-    for digest, befores in asked.after.items():
-        for before in befores:
-            followers.setdefault(before, []).append(digest)
-    waiting = [digest for digest, job in asked.jobs.items() if job.stage in VIEW_STAGES and missing(job)]
-    while waiting:
-        digest = waiting.pop()
-        if digest in run:
-            continue
-        run.add(digest)
-        waiting.extend(
-            before for before in asked.after[digest] if before not in run and missing(asked.jobs[before])
-        )
-        # What is there already is made again where something that it was made from is missing and made anew.
-        if missing(asked.jobs[digest]):
-            waiting.extend(after for after in followers.get(digest, ()) if after not in run)
-    return run
-
-
 class Planner:
     """Plans the jobs of one configuration on one kind of hardware."""
 
@@ -223,6 +160,7 @@ class Planner:
         self._kept = {
             s.feature_key for s, one in about if s.cached and s.computes is not None and not one.failed
         }
+        self._filled: set[tuple[str, str, str]] = set()
         self._before: dict[tuple[str, str], Measurement] = {}
         for one in sorted(self.measured.all, key=lambda m: m.started):
             self._before[one.stage, one.label] = one
@@ -234,6 +172,7 @@ class Planner:
         """The plan of the jobs ``run``; all others that are asked for are reused."""
         subjects = Subjects(self.plan.settings.base_of)
         subjects.learn_weights([job for job in asked.jobs.values() if job.stage == "build"])
+        self._filled = set(self._kept)
         jobs = []
         for digest in _upstream_first(asked, run):
             jobs.append(self._planned(asked.jobs[digest], subjects, asked.study.get(digest, "")))
@@ -330,20 +269,14 @@ class Planner:
             download=found.download,
         )
 
-    def estimate(self, job: Job) -> tuple[Subject, Estimate]:
-        """What one job is about and takes, before records have a say."""
-        subjects = Subjects(self.plan.settings.base_of)
-        subject = subjects.of(job)
-        return subject, self.estimator.estimate(subject)
-
     def _peak(self, subject: Subject, memory: float) -> float:
         return self.calibration.correct(subject, "peak", memory, 0.0)
 
     def _computes(self, subject: Subject) -> int:
         """Images whose features a job computes: the first one of its list that runs; the later ones find them."""
-        if not subject.cached or subject.feature_key in self._kept:
+        if not subject.cached or subject.feature_key in self._filled:
             return 0
-        self._kept.add(subject.feature_key)
+        self._filled.add(subject.feature_key)
         if subject.stage == "predict":
             return subject.test_rows
         config = self.plan.settings.dataset(subject.dataset, "the plan")
