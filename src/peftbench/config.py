@@ -279,6 +279,13 @@ def needs_judge(metric: str) -> bool:
     return re.search(r"^NEEDS_JUDGE\b", _text(path), re.MULTILINE) is not None
 
 
+@functools.cache
+def describes_data(kind: str) -> bool:
+    """Whether a kind of describing table declares ``NEEDS = "data"``: it reads the prepared data sets."""
+    path = Path(__file__).parent / "analysis/descriptions" / f"{kind}.py"
+    return re.search(r'^NEEDS = "data"$', _text(path), re.MULTILINE) is not None
+
+
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
