@@ -88,6 +88,14 @@ def atomic_parquet(path: Path, write: Callable[[Path], object]) -> None:
     atomic_write(path, write)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system can, else a copy: finished results are never written again."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a folder durable, where the file system can."""
     handle = os.open(path, os.O_RDONLY)

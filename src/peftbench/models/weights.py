@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftbench.errors import UserError
+from peftbench.store import link_or_copy
 
 if TYPE_CHECKING:
     import torch
@@ -80,10 +79,7 @@ def link_weights(folder: Path, out_dir: Path) -> dict[str, int]:
         return writer.sizes
     index = folder / _FORMS[0][0]
     for path in [*files, index] if index.is_file() else files:
-        try:
-            os.link(path.resolve(), out_dir / path.name)
-        except OSError:
-            shutil.copyfile(path, out_dir / path.name)
+        link_or_copy(path, out_dir / path.name)
     return {path.name: path.stat().st_size for path in files}
 
 

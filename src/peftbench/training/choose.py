@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftbench.errors import RunFailed
-from peftbench.store import FAILED, RECORD, read_record
+from peftbench.store import FAILED, RECORD, link_or_copy, read_record
 
 if TYPE_CHECKING:
     from peftbench.spec import ChooseSpec
@@ -46,11 +44,3 @@ def choose_run(spec: ChooseSpec, trials: list[Path], out_dir: Path) -> dict[str,
         "failed_trials": failed,
     }
     return {**records[best].facts, "chosen": chosen}
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link where the file system can, else a copy: finished results are never written again."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -19,8 +19,8 @@ from peftbench.analysis.dots import distinct
 from peftbench.analysis.figures._logs import Log, NoLog, Points, thinned
 from peftbench.analysis.figures._runs import Study, setting_key
 from peftbench.analysis.figures._sheet import Context, Sheet, empty, heading, ramp, stroke
-from peftbench.analysis.figures.losses import ABOUT_RUN, Curve, log_gaps, read_curves
-from peftbench.analysis.style import MUTED, method_title
+from peftbench.analysis.figures.losses import ABOUT_RUN, Curve, log_gaps, read_curves, say_no_curve
+from peftbench.analysis.style import method_title
 
 if TYPE_CHECKING:
     import polars as pl
@@ -140,17 +140,7 @@ def _panel(axes: "Axes", curves: Sequence[Curve], variants: Sequence[str], shade
         style = STYLES[k % len(STYLES)]
         axes.plot(found.x, found.mean, color=shades[k], linewidth=1.3, linestyle=style, marker=mark)
     if not drawn:
-        reasons = [curve.log.reason for curve in curves if isinstance(curve.log, NoLog)]
-        axes.annotate(
-            f"× {reasons[0]}" if reasons else "× not run",
-            (0.5, 0.5),
-            xycoords="axes fraction",
-            fontsize=7.5,
-            color=MUTED,
-            ha="center",
-            va="center",
-        )
-        axes.set_xticks([])
+        say_no_curve(axes, curves)
         return
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

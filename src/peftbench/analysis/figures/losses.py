@@ -129,23 +129,28 @@ def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
     return sheet.figure
 
 
+def say_no_curve(axes: "Axes", curves: Sequence[Curve]) -> None:
+    """In an empty panel: why there is no curve."""
+    reasons = [curve.log.reason for curve in curves if isinstance(curve.log, NoLog)]
+    axes.annotate(
+        f"× {reasons[0]}" if reasons else "× not run",
+        (0.5, 0.5),
+        xycoords="axes fraction",
+        fontsize=7.5,
+        color=MUTED,
+        ha="center",
+        va="center",
+    )
+    axes.set_xticks([])
+
+
 def _panel(axes: "Axes", study: Study, curves: Sequence[Curve], method: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     colour = study.colour(method)
     there = [curve for curve in curves if isinstance(curve.log, Log)]
     if not there:
-        reasons = [curve.log.reason for curve in curves if isinstance(curve.log, NoLog)]
-        axes.annotate(
-            f"× {reasons[0]}" if reasons else "× not run",
-            (0.5, 0.5),
-            xycoords="axes fraction",
-            fontsize=7.5,
-            color=MUTED,
-            ha="center",
-            va="center",
-        )
-        axes.set_xticks([])
+        say_no_curve(axes, curves)
         return
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     for curve in there:
