@@ -23,10 +23,11 @@ def study(tmp_path: Path) -> Study:
 STEPS = """
 <pre id="outcome"></pre>
 <script>
-(async () => {
+(() => {
   const out = {};
-  const blobs = [];
-  URL.createObjectURL = (blob) => { blobs.push(blob); return "#"; };
+  const texts = [];  // of what is offered for saving; a blob's own text() would come after the page is looked at
+  window.Blob = class { constructor(parts) { texts.push(parts.join("")); } };
+  URL.createObjectURL = () => "#";
   const press = (key, target = document.body) =>
     target.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
   const type = (id, text) => { $(id).value = text; $(id).dispatchEvent(new Event("input")); };
@@ -45,16 +46,16 @@ STEPS = """
       }
       press("x", $("note-1"));
       if (i % 2) press("Enter"); else $("judged").click();
-      if (i === 1) { $("json").click(); out.partial = await blobs.pop().text(); }
+      if (i === 1) { $("json").click(); out.partial = texts.pop(); }
     }
     out.progress = $("progress").value;
     out.status = $("status").textContent;
     press("ArrowLeft");
     out.where = $("where").textContent;
     $("json").click();
-    out.json = await blobs.pop().text();
+    out.json = texts.pop();
     $("csv").click();
-    out.csv = await blobs.pop().text();
+    out.csv = texts.pop();
     out.kept = localStorage.getItem(STORE) !== null;
     load(out.partial);
     out.resumed = $("status").textContent;
@@ -67,7 +68,7 @@ STEPS = """
     load(out.json);
     out.loaded = count();
     $("json").click();
-    out.roundtrip = (await blobs.pop().text()) === out.json;
+    out.roundtrip = texts.pop() === out.json;
   } catch (error) { out.error = String(error.stack || error); }
   $("outcome").textContent = JSON.stringify(out);
 })();
@@ -91,7 +92,7 @@ def test_a_person_at_the_sheet(study: Study) -> None:
     page = study.folder / "sheet/sheet.html"
     driven = study.folder / "driven.html"
     driven.write_text(page.read_text(encoding="utf-8").replace("</body>", STEPS), encoding="utf-8")
-    dom = chromium(study.folder, "--virtual-time-budget=8000", "--dump-dom", driven.as_uri())
+    dom = chromium(study.folder, "--dump-dom", driven.as_uri())
     outcome = re.search(r'<pre id="outcome">(.*?)</pre>', dom, re.DOTALL)
     assert outcome
     out = json.loads(html.unescape(outcome[1]))
