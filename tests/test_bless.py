@@ -1,5 +1,6 @@
 """``peftbench bless`` on the real workflow with stages that cost nothing; see ``workflow_project``."""
 
+import json
 import subprocess
 import sys
 
@@ -74,10 +75,16 @@ def refused(project, said, *arguments):
 
 
 def stages(plan):
+    """Digests by stage; pages apart, as they show what is blessed."""
     found = {}
     for job in plan.jobs.values():
-        found.setdefault(job.stage, set()).add(job.digest)
+        if job.stage != "report":
+            found.setdefault(job.stage, set()).add(job.digest)
     return found
+
+
+PAGE_ALONE = {"build_report_small": 1, "all": 1}
+"""What a new blessing has made again: the page, which shows it."""
 
 
 def test_a_refactoring_is_proven_and_nothing_runs_again(project):
@@ -89,7 +96,7 @@ def test_a_refactoring_is_proven_and_nothing_runs_again(project):
     assert text.count("making again train") == 2 and text.count(": equal") == 2
     assert "4 stored results of stage train count for the present code" in text
     assert stages(project.plan()) == before
-    assert project.jobs() == {}
+    assert project.jobs() == PAGE_ALONE
     (entry,) = yaml.safe_load((project.root / "blessed.yaml").read_text())
     assert entry["stage"] == "train" and len(entry["proofs"]) == 2
     (change,) = entry["changes"]
@@ -103,6 +110,23 @@ def test_a_refactoring_is_proven_and_nothing_runs_again(project):
     cell = run(project, "explain", "small", "method=lora", "connector=tuned").stdout
     assert "scores of lora" in cell and "blessed   training of lora" in cell
     assert not list((project.root / "results").glob(".bless-*"))
+
+
+def test_the_plan_of_a_page_names_the_blessings_of_what_it_shows(project):
+    """Only those: the scores' own stage has none."""
+
+    def shown():
+        (page,) = (job for job in project.plan().jobs.values() if job.stage == "report")
+        return json.loads(page.spec)["blessed"]
+
+    assert shown() == []
+    project.edit(LOOP, *REFACTORED)
+    bless(project, "train")
+    (one,) = shown()
+    assert (one["stage"], one["changes"]) == ("train", ["training.loop"])
+    assert len(one["proofs"]) == 2 and all(proof.startswith("bit-equal: ") for proof in one["proofs"])
+    project.edit(LOOP, REFACTORED[1], REFACTORED[0])
+    assert shown() == [], "the code that made the results is back"
 
 
 def test_a_false_blessing_is_refused_and_names_the_first_output_that_differs(project):
@@ -162,7 +186,7 @@ def test_chains_and_going_back(project):
     project.edit(LOOP, *AGAIN)
     assert project.jobs()["train_adapter"] == 4
     bless(project, "train")
-    assert stages(project.plan()) == before and project.jobs() == {}
+    assert stages(project.plan()) == before and project.jobs() == PAGE_ALONE
     assert len(yaml.safe_load((project.root / "blessed.yaml").read_text())) == 2
     project.edit(LOOP, AGAIN[1], REFACTORED[1])  # one step back
     assert stages(project.plan()) == before

@@ -21,7 +21,7 @@ from peftbench.report.build import amount, build_report, headline, visible
 from peftbench.report.curves import POINTS, curve_panel, read_curve
 from peftbench.report.gallery import draw_examples, gallery, is_graded, verdict
 from peftbench.report.sources import first_seeds, read_lines
-from peftbench.views import Cell, PlotSpec, ReportSpec, TabulateSpec
+from peftbench.views import BlessedCode, Cell, PlotSpec, ReportSpec, TabulateSpec
 
 N = 12
 VOID = {"meta", "img", "br", "path", "circle", "polyline", "use", "rect"}
@@ -367,3 +367,14 @@ def test_amounts_and_control_characters() -> None:
         "0.838",
     ]
     assert visible("a\tb\nc\x07") == "a\tb\nc\ufffd"
+
+
+def test_blessed_code_is_shown(store: FakeStore) -> None:
+    table = table_spec([scored(store, "lora")])
+    assert "Blessed code" not in build(store, table).read_text()
+    blessed = BlessedCode(
+        stage="train", date="2026-11-28T08:00:00Z", changes=["training.loop"], proofs=["bit-equal: lora <1>"]
+    )
+    path = build(store, table, blessed=[blessed])
+    text = " ".join("".join(read_page(path).text).split())
+    assert "2026-11-28, train: training.loop changed; bit-equal: lora <1>" in text

@@ -38,6 +38,7 @@ from peftbench.stages import RULES, live_code, source_module
 from peftbench.store import RECORD, atomic_bytes
 from peftbench.study import BASE, Expander, Run, optim_of
 from peftbench.views import (
+    BlessedCode,
     Cell,
     ClaimsSpec,
     DatasetInfo,
@@ -261,14 +262,8 @@ class Plan:
 
     def retrievals(self, study: StudyPlan) -> list[str]:
         """Records of all that a study has to fetch, each once."""
-        waiting = [*study.scores, *study.data]
-        seen: dict[str, Job] = {}
-        while waiting:
-            job = waiting.pop()
-            if job.digest not in seen:
-                seen[job.digest] = job
-                waiting.extend(job.inputs.values())
-        return sorted(f"{self.results}/{job.record}" for job in seen.values() if job.stage == "retrieve")
+        jobs = _upstream([*study.scores, *study.data])
+        return sorted(f"{self.results}/{job.record}" for job in jobs if job.stage == "retrieve")
 
     def choose(self, run: Run) -> Job:
         """The best of a run's trials."""
@@ -428,7 +423,12 @@ class Plan:
         figure = PlotSpec(study=name, title=study.title, kind=study.figure)
         plot = self._add("plot", figure, {"table": tabulate}, name, "figures/.made")
         page = ReportSpec(
-            study=name, title=study.title, note=study.note, gallery=self.main.report.gallery, table=table
+            study=name,
+            title=study.title,
+            note=study.note,
+            gallery=self.main.report.gallery,
+            table=table,
+            blessed=self._blessed(scores),
         )
         report = self._add("report", page, {"figure": plot, "table": tabulate}, name, "report/.made")
         return StudyPlan(
@@ -567,6 +567,25 @@ class Plan:
             self._codes[key] = text
         return self._codes[key]
 
+    def _blessed(self, scores: list[Job]) -> list[BlessedCode]:
+        """The blessings by which results made by other code than the present one count, each once."""
+        if not self.blessings.entries:
+            return []
+        codes = dict.fromkeys((job.stage, job.code) for job in _upstream(scores))
+        found = [
+            BlessedCode(
+                stage=entry.stage,
+                date=entry.date,
+                changes=[change.module for change in entry.changes],
+                proofs=[f"{proof.compared}: {', '.join(proof.labels)}" for proof in entry.proofs],
+            )
+            for stage, code in codes
+            for entry in self.blessings.between(stage, self._as_is[stage, code], json.loads(code))
+        ]
+        return sorted(
+            {canonical_json(one): one for one in found}.values(), key=lambda one: (one.date, one.stage)
+        )
+
     def code_as_is(self, job: Job) -> Code:
         """The code on disk for a job; its ``code`` is another one where a blessing says that they are equal."""
         return self._as_is[job.stage, job.code]
@@ -697,6 +716,17 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
         return {name: value}
     pairs = (_flat(inner, f"{name}.{key}" if name else key) for key, inner in value.items())
     return {key: inner for part in pairs for key, inner in part.items()}
+
+
+def _upstream(jobs: list[Job]) -> list[Job]:
+    """The jobs and all that they are made from, each once."""
+    waiting, seen = list(jobs), {}
+    while waiting:
+        job = waiting.pop()
+        if job.digest not in seen:
+            seen[job.digest] = job
+            waiting.extend(job.inputs.values())
+    return list(seen.values())
 
 
 def _may_cache(model: ModelConfig, run: Run) -> bool:

@@ -90,6 +90,17 @@ class PlotSpec(Spec, frozen=True, kw_only=True):
     """A module of ``peftbench.analysis.figures``."""
 
 
+class BlessedCode(Spec, frozen=True, kw_only=True):
+    """Code of a stage whose results count as those of older code, as somebody proved (``peftbench bless``)."""
+
+    stage: str
+    date: str
+    changes: list[str]
+    """Modules that differ."""
+    proofs: list[str]
+    """How the results were compared, and of which runs."""
+
+
 class ReportSpec(Spec, frozen=True, kw_only=True):
     """The page of a study: table, figure, training curves, gallery."""
 
@@ -100,6 +111,8 @@ class ReportSpec(Spec, frozen=True, kw_only=True):
     gallery: NonNegativeInt
     """Test images shown per data set."""
     table: TabulateSpec
+    blessed: list[BlessedCode] = []
+    """Of the stages that its results come from."""
 
 
 class ClaimsSpec(Spec, frozen=True, kw_only=True):
