@@ -78,7 +78,7 @@ def build(store: FakeStore, table: TabulateSpec, **changes: Any) -> Path:
         figure.parent.mkdir()
         figure.write_text('<?xml version="1.0"?><svg width="9pt" height="9pt" viewBox="0 0 9 9"></svg>')
     fields: dict[str, Any] = {"study": table.study, "title": table.title, "note": "Says <little>."}
-    fields["gallery"] = 3
+    fields |= {"gallery": 3, "blessed": []}
     spec = ReportSpec(**(fields | changes), table=table)
     build_report(spec, store.root, store.root / "report")
     return store.root / f"report/{table.study}.html"
@@ -286,7 +286,7 @@ def test_damaged_answers_are_one_line(store: FakeStore) -> None:
 
 def test_a_missing_figure_is_one_line(store: FakeStore) -> None:
     table = table_spec([scored(store, "lora")])
-    spec = ReportSpec(study="trial", title="T", note="", gallery=0, table=table)
+    spec = ReportSpec(study="trial", title="T", note="", gallery=0, table=table, blessed=[])
     with pytest.raises(UserError, match=r"figures/trial\.svg: No such file.*run snakemake"):
         build_report(spec, store.root, store.root / "report")
 

@@ -111,7 +111,7 @@ class ReportSpec(Spec, frozen=True, kw_only=True):
     gallery: NonNegativeInt
     """Test images shown per data set."""
     table: TabulateSpec
-    blessed: list[BlessedCode] = []
+    blessed: list[BlessedCode]
     """Of the stages that its results come from."""
 
 
