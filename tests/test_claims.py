@@ -1,6 +1,7 @@
 """Claims: the file and its mistakes, verdicts on the published tables, on made-up runs, and in every rare case."""
 
 import csv
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -330,6 +331,44 @@ def test_claims_without_a_study_or_without_its_axes_are_not_run(store: FakeStore
     fact = body() | {"ours": {"fact": "flops.train"}}
     none = verdict(store, cells, tmp_path, fact)
     assert none.verdict == "not run" and "no number flops.train" in none.reason
+
+
+def test_measures_of_one_run_that_go_opposite_ways(store: FakeStore, tmp_path: Path) -> None:
+    """The claim says which measure it is about; one that does not has no verdict, and the others keep theirs."""
+    measures = {"score": "value", "rate": "extra.rate"}
+    cells = []
+    for cell in tuned_and_frozen(store, 0.8, 0.4):
+        path = store.root / cell.scores / "record.json"
+        record = json.loads(path.read_text())
+        record["facts"]["extra"]["rate"] = {
+            "value": 100 - record["facts"]["value"],
+            "stderr": 1.0,
+            "n": N,
+            "higher_is_better": False,
+        }
+        path.write_text(json.dumps(record))
+        cells += [msgspec.structs.replace(cell, measure=name) for name in measures]
+    study = table_spec(
+        cells, columns="measure", rows=["dataset", "connector"], averages=[], measures=measures
+    )
+
+    def of(claim: dict[str, Any]) -> Finding:
+        claims = read_claims(written(tmp_path, claim), TABLES)
+        (found,) = find(ClaimsSpec(claims=claims, studies=[study], published={}), store.root)
+        return found
+
+    score = of(body(test={"where": {"measure": "score"}}))
+    assert (score.verdict, score.runs) == ("supported", 14) and (score.decisive.effect or 0) > 0
+    rate = of(body(test={"where": {"measure": "rate"}}))
+    assert rate.verdict == "supported", "tuned lowers the rate, which is better"
+    both = of(body())
+    assert both.verdict == "not run" and "worse in others" in both.reason
+    facts = test_claims(
+        ClaimsSpec(claims=read_claims(written(tmp_path, body()), TABLES), studies=[study], published={}),
+        store.root,
+        tmp_path / "out",
+    )
+    assert facts["verdicts"]["ours"]["not run"] == 1
 
 
 def test_the_best_the_trend_the_share_and_the_spread(store: FakeStore, tmp_path: Path) -> None:

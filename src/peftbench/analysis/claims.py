@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from peftbench.analysis.claims_data import our_data, published_data
+from peftbench.analysis.claims_data import Data, our_data, published_data
 from peftbench.analysis.claims_render import claims_html, claims_markdown, printed
 from peftbench.analysis.claims_result import Finding
 from peftbench.analysis.claims_tests import evaluate
 from peftbench.analysis.statistics.diagram import save_ranks
+from peftbench.analysis.statistics.result import NotComputable
 from peftbench.analysis.style import method_title
 from peftbench.canonical import file_sha256
 from peftbench.claims_file import test_of
-from peftbench.claims_types import Best, Difference, Trend
+from peftbench.claims_types import Best, Claim, Claims, Difference, Test, Trend
 from peftbench.store import atomic_text, atomic_write
 from peftbench.views import ClaimsSpec, TabulateSpec
 
@@ -89,12 +90,11 @@ def find(spec: ClaimsSpec, results: Path) -> list[Finding]:
     for name, claim in spec.claims.claims.items():
         test = test_of(name, claim)
         if claim.study in studies:
-            data = our_data(claim, spec.claims, studies[claim.study], results)
-            finding = evaluate(name, claim, test, data, spec.claims)
-            if test.by == "blocks" and data.items is not None and isinstance(test, BY_ITEMS):
-                again = evaluate(name, claim, replace(test, by="items"), data, spec.claims)
-                finding = replace(finding, on_items=again.verdict)
-            found.append(finding)
+            data = our_data(claim, spec.claims, studies[claim.study], results, test.where)
+            if isinstance(data, NotComputable):
+                found.append(Finding(claim=name, source="ours", verdict="not run", reason=data.reason))
+            else:
+                found.append(_on_ours(name, claim, test, data, spec.claims))
         else:
             reason = f"there is no study {claim.study}" if claim.study else "our runs do not measure this"
             found.append(Finding(claim=name, source="ours", verdict="not run", reason=reason))
@@ -103,6 +103,15 @@ def find(spec: ClaimsSpec, results: Path) -> list[Finding]:
             published = published_data(name, claim, spec.claims, rows)
             found.append(evaluate(name, claim, test, published, spec.claims))
     return found
+
+
+def _on_ours(name: str, claim: Claim, test: Test, data: Data, claims: Claims) -> Finding:
+    """The verdict on our runs; where blocks are the sample, with that on these test items beside it."""
+    finding = evaluate(name, claim, test, data, claims)
+    if test.by == "blocks" and data.items is not None and isinstance(test, BY_ITEMS):
+        again = evaluate(name, claim, replace(test, by="items"), data, claims)
+        finding = replace(finding, on_items=again.verdict)
+    return finding
 
 
 def summary_frame(spec: ClaimsSpec, findings: Sequence[Finding]) -> "pl.DataFrame":

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from peftbench.analysis.outcomes import Outcome, coordinates, read_outcomes
@@ -161,8 +160,13 @@ def derived(coords: Mapping[str, Level], stands_for: str, claims: Claims) -> dic
     return found
 
 
-def our_data(claim: Claim, claims: Claims, study: TabulateSpec, results: Path) -> Data:
-    """The entries of our runs; runs without a number are entries that say why."""
+def our_data(
+    claim: Claim, claims: Claims, study: TabulateSpec, results: Path, where: Select
+) -> Data | NotComputable:
+    """The entries of our runs that are ``where`` a test looks; runs without a number are entries that say why.
+
+    Not computable where higher is better in some of these runs and worse in others, and the claim does not say.
+    """
     datasets = {dataset.name: dataset.stands_for for dataset in study.datasets}
     models = {model.name: model.stands_for for model in study.models}
     groups: dict[str, list[Outcome]] = {}
@@ -190,12 +194,13 @@ def our_data(claim: Claim, claims: Claims, study: TabulateSpec, results: Path) -
         )
         for key, here in groups.items()
     ]
-    scored = [o for here in groups.values() for o in here if o.estimate]
-    higher = claim.ours.better != "lower" if claim.ours.better else all(o.higher_is_better for o in scored)
-    if not claim.ours.better and len({o.higher_is_better for o in scored}) > 1:
-        raise UserError(
-            f"config/claims.yaml: study {study.study}: higher is better in some runs, worse in others"
+    entries = [entry for entry in entries if matches(entry, where, claims.levels)]
+    sides = {o.higher_is_better for entry in entries for o in entry.outcomes if o.estimate}
+    if len(sides) > 1 and not claim.ours.better:
+        return NotComputable(
+            "higher is better in some of its runs, worse in others: say which in 'ours.better'"
         )
+    higher = claim.ours.better != "lower" if claim.ours.better else sides != {False}
     cache: dict[int, Items | NotComputable] = {}
 
     def items(entry: Entry) -> Items | NotComputable:
@@ -295,9 +300,3 @@ def hours_per_seed(entries: Iterable[Entry], results: Path) -> tuple[float, str]
             return None
         total += sum(costs) / len(costs)
     return total, unit
-
-
-def where_of(claim: Claim, data: Data, where: Select, claims: Claims) -> Data:
-    """The entries that a test is about."""
-    kept = [entry for entry in data.entries if matches(entry, where, claims.levels)]
-    return msgspec.structs.replace(data, entries=kept)
