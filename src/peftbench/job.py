@@ -117,8 +117,10 @@ def run_stage(
 ) -> NoReturn:
     """The main program of a script: parse, refuse or run, leave the record, exit.
 
-    ``work`` returns facts for the record. ``heavy`` stages import torch, so on the CPU they run as forks of
-    the warm worker. Exits with 0; 1 after a line ``error: ...``; 130 after an interruption.
+    ``work`` returns facts for the record. ``heavy`` stages import torch, or are many and short beside what
+    they import: on the CPU they run as forks of the warm worker.
+
+    Exits with 0; 1 after a line ``error: ...``; 130 after an interruption.
     """
     arguments = _parser(stage, description).parse_args(argv)
     with _logging_to(arguments.log):

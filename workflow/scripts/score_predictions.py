@@ -22,4 +22,4 @@ def score(job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_stage("score", score, __doc__ or "")
+    run_stage("score", score, __doc__ or "", heavy=True)

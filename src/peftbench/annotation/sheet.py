@@ -145,8 +145,7 @@ def _identity(title: str, items: Sequence[SheetItem]) -> str:
 
 def _read_answers(predictions: Sequence[Answers]) -> dict[System, dict[str, str]]:
     """System -> id -> answer."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from peftbench.arrow import pa, read_table
 
     if not predictions:
         raise UserError("no predictions to annotate")
@@ -157,7 +156,7 @@ def _read_answers(predictions: Sequence[Answers]) -> dict[System, dict[str, str]
         if system in texts:
             raise UserError(f"{path}: {system} is given twice: give one run for each method and epoch")
         try:
-            table = pq.read_table(path, columns=["id", "prediction"], use_threads=False)
+            table = read_table(path, columns=["id", "prediction"])
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise UserError(f"{path}: cannot be read ({error}): run snakemake to make it") from None
         texts[system] = dict(zip(table["id"].to_pylist(), table["prediction"].to_pylist(), strict=True))

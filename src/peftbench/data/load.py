@@ -45,22 +45,21 @@ def read_ids(data_dir: Path, split: str) -> list[str]:
 
 
 def _table(path: Path, columns: list[str] | None = None) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from peftbench.arrow import pa, read_table
 
     try:
         # one thread: a pool started here would not survive a fork
-        return pq.read_table(path, columns=columns, use_threads=False)
+        return read_table(path, columns=columns)
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
 
 
 def read_subset(subset_dir: Path) -> list[str]:
     """Return the ids of a drawn subset, in training order before shuffling."""
-    import pyarrow.parquet as pq
+    from peftbench.arrow import read_table
 
     try:
-        return list(pq.read_table(subset_dir / "ids.parquet", use_threads=False)["id"].to_pylist())
+        return list(read_table(subset_dir / "ids.parquet")["id"].to_pylist())
     except OSError as error:
         raise UserError(
             f"{subset_dir}/ids.parquet: cannot be read ({error}): delete the folder and run again"

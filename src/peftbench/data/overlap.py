@@ -95,8 +95,7 @@ class Overlap(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_split(data_dir: Path, split: str) -> Split:
     """A split of a prepared data set; ``UserError`` where it is missing."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from peftbench.arrow import pa, pq
 
     path = data_dir / f"{split}.parquet"
 

@@ -65,11 +65,10 @@ def _made_by() -> str:
 
 
 def _read(cache: Path) -> dict[str, int | None]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from peftbench.arrow import pa, read_table
 
     try:
-        table = pq.read_table(cache, use_threads=False)
+        table = read_table(cache)
         if (table.schema.metadata or {}).get(b"made_by") != _made_by().encode():
             return {}
         names: Sequence[bytes] = table["sha256"].to_pylist()
@@ -79,8 +78,7 @@ def _read(cache: Path) -> dict[str, int | None]:
 
 
 def _write(cache: Path, known: dict[str, int | None]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from peftbench.arrow import pa, pq
 
     schema = pa.schema(
         [("sha256", pa.binary(32)), ("hash", pa.uint64())], metadata={b"made_by": _made_by().encode()}

@@ -26,8 +26,7 @@ def draw_subset(spec: SubsetSpec, data_dir: Path, out_dir: Path) -> dict[str, An
 
     Raises ``UserError`` when the split has fewer rows than asked for.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from peftbench.arrow import pa, pq
 
     ids = read_ids(data_dir, "train")
     if spec.size != "full" and spec.size > len(ids):

@@ -55,10 +55,9 @@ def generate_predictions(
     """
     import hashlib
 
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     import torch
 
+    from peftbench.arrow import pa, pq
     from peftbench.data.load import read_examples
 
     torch.set_num_threads(execution.threads)

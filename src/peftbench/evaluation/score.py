@@ -30,8 +30,7 @@ def score_predictions(
     Returns the facts of the record: value, n, stderr, interval, higher_is_better, extra. Predictions that
     name an unknown example, name one twice or leave one out are a UserError naming it.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from peftbench.arrow import pa, pq, read_table
 
     metric = load_metric(spec.metric)
     examples = {example.id: example for example in read_examples(data_dir, "test")}
@@ -45,7 +44,7 @@ def score_predictions(
     else:
         path = predictions_dir / "predictions.parquet"
         try:
-            table = pq.read_table(path, columns=["id", "prediction"], use_threads=False)
+            table = read_table(path, columns=["id", "prediction"])
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
         ids = table.column("id").to_pylist()

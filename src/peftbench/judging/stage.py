@@ -131,11 +131,10 @@ def _judgement(reply: Reply, answer: str, kind: str, scale: Scale) -> Judgement:
 
 def _read_answers(path: Path, wanted: Sequence[str]) -> dict[str, str]:
     """Id -> answer in the order of the file, which must be about exactly the wanted ids."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from peftbench.arrow import pa, read_table
 
     try:
-        table = pq.read_table(path, columns=["id", "prediction"], use_threads=False)
+        table = read_table(path, columns=["id", "prediction"])
     except (OSError, pa.ArrowInvalid, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
     ids: list[str] = table.column("id").to_pylist()

@@ -30,8 +30,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
 
 def write_judgements(rows: Sequence[Judgement], path: Path) -> None:
     """Write the table, in the order given."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from peftbench.arrow import pa, pq
 
     text = pa.string()
     schema = pa.schema(
@@ -51,13 +50,12 @@ def write_judgements(rows: Sequence[Judgement], path: Path) -> None:
 
 def read_judgements(path: Path) -> list[Judgement]:
     """Read the table; ``UserError`` where it is missing, damaged or contradicts itself."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from peftbench.arrow import pa, read_table
 
     if not path.is_file():
         raise UserError(f"{path}: no judgements: this metric scores what a judge says about the answers")
     try:
-        rows = msgspec.convert(pq.read_table(path, use_threads=False).to_pylist(), list[Judgement])
+        rows = msgspec.convert(read_table(path).to_pylist(), list[Judgement])
     except (OSError, pa.ArrowInvalid, msgspec.ValidationError) as error:
         raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
     for row in rows:
