@@ -45,3 +45,11 @@ check_targets(sys.argv[1:])
 
 onstart:
     PLAN.write_tickets()
+
+
+onsuccess:
+    end_with_failures()
+
+
+onerror:
+    end_with_failures()

@@ -12,6 +12,7 @@ import msgspec
 
 from peftbench.config import Settings
 from peftbench.errors import UserError, did_you_mean
+from peftbench.failures import noted
 from peftbench.graph import Job, Plan, StudyPlan
 from peftbench.stages import RULES
 from peftbench.store import atomic_text
@@ -100,6 +101,7 @@ def _runs(arguments: argparse.Namespace) -> int:
     """One line per unique run: state, training digest, score digest, label."""
     plan = _plan(arguments, arguments.studies)
     results = arguments.root / plan.results
+    failed = noted(results)
     seen: set[str] = set()
     for name in arguments.studies or plan.main.studies:
         study = plan.study(name)
@@ -110,7 +112,7 @@ def _runs(arguments: argparse.Namespace) -> int:
             predictions = score.inputs["predictions"]
             train = predictions.inputs.get("run")
             row = {
-                "state": _state(results, score, predictions, train),
+                "state": _state(results, score, predictions, train, failed),
                 "run": train.digest if train else "-",
                 "score": score.digest,
                 "model": run.model,
@@ -192,8 +194,10 @@ def _column(key: str, value: Any) -> str:
     )
 
 
-def _state(results: Path, score: Job, predictions: Job, train: Job | None) -> str:
-    """How far a run has come: scored, predicted, trained or planned."""
+def _state(results: Path, score: Job, predictions: Job, train: Job | None, failed: set[str]) -> str:
+    """How far a run has come: scored, predicted, trained, planned; or failed when last tried."""
+    if score.digest in failed or (train and train.digest in failed):
+        return "failed"
     if (results / score.record).exists():
         return "scored"
     if (results / predictions.record).exists():

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -21,13 +22,13 @@ import msgspec
 from peftbench.blessings import CODE_AS_RUN, read_blessings
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.errors import RunFailed, UserError
+from peftbench.failures import forget_failure, note_failure, result_or_failure
 from peftbench.fingerprint import Code, changes, guard_imports
 from peftbench.provenance import Meter
 from peftbench.spec import SPECS, Execution, Spec
-from peftbench.stages import RULES, live_code
+from peftbench.stages import RULES, TOLERANT, live_code
 from peftbench.store import (
     FAILED,
-    RECORD,
     Record,
     atomic_json,
     directory_digest,
@@ -106,10 +107,6 @@ class Job:
 
 
 Work = Callable[[Job], dict[str, Any]]
-
-
-TOLERANT = ("choose",)
-"""Stages that can do with inputs that failed."""
 
 
 def run_stage(
@@ -193,8 +190,9 @@ def _make_result(
     guard_imports(_live(ticket))
     if directory_digest(output.parent) != ticket.digest:
         raise UserError(f"{output}: the ticket belongs to digest {ticket.digest}: run snakemake again")
-    inputs = match_inputs(ticket, arguments.inputs)
-    lock = Path(execution.results) / ".locks" / ticket.digest
+    results = Path(execution.results)
+    inputs = match_inputs(ticket, arguments.inputs, results)
+    lock = results / ".locks" / ticket.digest
     with (
         no_space_in_one_line(output),
         locked(lock, lambda holder: _say(f"waiting for {holder}: it makes this run")),
@@ -202,22 +200,37 @@ def _make_result(
         if output.exists():
             _say("already made by another process")
             return
-        with partial_directory(output.parent) as folder:
+        job = Job(ticket, spec, inputs, output, output.parent, execution)
+        with partial_directory(output.parent) as job.work:
             try:
                 if stage not in TOLERANT:
-                    _refuse_failed(inputs)
-                facts = work(Job(ticket, spec, inputs, output, folder, execution))
+                    _refuse_failed(inputs, results)
+                facts = work(job)
             except RunFailed as failure:
                 facts = {FAILED: str(failure)}
                 _say(f"warning: {ticket.label}: failed, and recorded so: {failure}")
-        atomic_json(output, _record(ticket, facts, meter))
+            except Exception as error:
+                with contextlib.suppress(Exception):  # the error itself is what is to be told
+                    note_failure(
+                        results, _record(ticket, {FAILED: str(error) or type(error).__name__}, meter)
+                    )
+                raise
+        record = _record(ticket, facts, meter)
+        if FAILED in facts:
+            shutil.rmtree(
+                job.staging, ignore_errors=True
+            )  # the next try shall not resume on the way to this end
+            note_failure(results, record)  # first: without it nobody would see that the record is one to go
+        atomic_json(output, record)
+        if FAILED not in facts:
+            forget_failure(results, ticket.digest)
 
 
-def _refuse_failed(inputs: dict[str, Path]) -> None:
-    """``RunFailed`` where an input is the record of a run that failed."""
+def _refuse_failed(inputs: dict[str, Path], results: Path) -> None:
+    """``RunFailed`` where an input is a run that failed."""
     for folder in inputs.values():
-        record = read_record(folder / RECORD)
-        if FAILED in record.facts:
+        record = result_or_failure(folder, results)
+        if record is not None and FAILED in record.facts:
             raise RunFailed(str(record.facts[FAILED]))
 
 
@@ -321,11 +334,14 @@ def scripts_directory() -> Path:
     return Path(main).resolve().parent
 
 
-def match_inputs(ticket: Ticket, records: list[Path]) -> dict[str, Path]:
-    """Folder of each input that the ticket names; ``UserError`` where one is missing or is another result."""
+def match_inputs(ticket: Ticket, records: list[Path], results: Path) -> dict[str, Path]:
+    """Folder of each input that the ticket names; ``UserError`` where one is missing or is another result.
+
+    A run that failed is an input too, also after another Snakemake has taken its record away.
+    """
     found: dict[str, Path] = {}
     for path in records:
-        record = read_record(path)
+        record = result_or_failure(path.parent, results) or read_record(path)
         names = [name for name, digest in ticket.inputs.items() if digest == record.digest]
         if not names:
             raise UserError(f"{path}: digest {record.digest} is no input of this job: run snakemake again")

@@ -36,6 +36,8 @@ RULES = {
     "claims": "test_claims",
 }
 """Stage -> name of its rule and of its script in ``workflow/scripts``."""
+TOLERANT = ("choose",)
+"""Stages that can do with inputs that failed."""
 
 
 def components(stage: str, spec: dict[str, Any], locate: Locate) -> Components:

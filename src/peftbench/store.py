@@ -173,6 +173,27 @@ def locked(lock: Path, waiting: Callable[[str], object]) -> Iterator[None]:
             os.close(handle)
 
 
+@contextlib.contextmanager
+def unless_locked(lock: Path) -> Iterator[bool]:
+    """Hold a lock file without waiting; tells whether it could be had."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        held = _same_file(handle, lock)
+        try:
+            yield held
+        finally:
+            if held:
+                lock.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
 def _acquire(handle: int, waiting: Callable[[str], object]) -> None:
     told = False
     while True:

@@ -2,6 +2,7 @@
 
 import atexit
 import difflib
+import functools
 import os
 import shlex
 import sys
@@ -55,6 +56,7 @@ def job_of(wildcards):
 
 def records_of(wildcards):
     """Records of the job's inputs; rules wrap them in ancient(), as existence decides, not times."""
+    retry_left_overs()
     return [f"{PLAN.results}/{job.record}" for job in job_of(wildcards).inputs.values()]
 
 
@@ -82,18 +84,51 @@ def check_targets(arguments):
             sys.exit(f"error: there is no study {word!r}; did you mean {near[0]!r}?")
 
 
+@functools.cache
+def retry_left_overs():
+    """Put the failed runs of a Snakemake that was killed back among what is to be made; the graph is not yet judged.
+
+    A dry-run changes no file: it takes their records for missing, as they will be.
+    """
+    if not os.path.isdir(f"{PLAN.results}/.failed") or workflow.executor_plugin is None:
+        return
+    from peftbench.reruns.failed import settle, standing_files
+
+    files = standing_files(PLAN)
+    if workflow.is_main_process and not workflow.dryrun and not workflow.touch:
+        settle(PLAN)
+    elif not workflow.dryrun:
+        return
+    workflow.iocache.exists_local.update(dict.fromkeys(files, False))
+
+
+def end_with_failures():
+    """Name the runs that failed, put them back among what is to be made, and end with status 1 if there are any."""
+    if not workflow.is_main_process:
+        return
+    from peftbench.reruns.failed import report, settle
+
+    lines = report(PLAN, digests_of(workflow.dag.jobs))
+    settle(PLAN)
+    if lines:
+        print("", *lines, sep="\n", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def digests_of(jobs):
+    """Digests of Snakemake's jobs, from the names of their tickets; targets have none."""
+    tickets = [job.params.get("ticket") for job in jobs if not job.is_norun]
+    return {Path(ticket).stem for ticket in tickets if ticket}
+
+
 def say_costs():
     """What the jobs of a dry-run will take, after all that Snakemake says; nothing in other runs."""
     if not workflow.dryrun or workflow.dag is None or not workflow.dag.targetjobs:
         return  # no dry-run, or one that failed before it had a graph
     from peftbench.planning.plan_cli import print_dry_run
 
-    def digests(jobs):
-        tickets = [job.params.get("ticket") for job in jobs if not job.is_norun]
-        return {Path(ticket).stem for ticket in tickets if ticket}
-
-    run = workflow.dag.needrun_jobs(exclude_finished=False)
-    print_dry_run(PLAN, digests(workflow.dag.jobs), digests(run), Path.cwd())
+    run = digests_of(workflow.dag.needrun_jobs(exclude_finished=False))
+    print_dry_run(PLAN, digests_of(workflow.dag.jobs), run, Path.cwd())
 
 
 # Snakemake calls onsuccess in real runs alone. At its exit the graph is still there.

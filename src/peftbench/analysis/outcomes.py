@@ -11,7 +11,8 @@ from msgspec import Struct
 from peftbench.analysis.published import published_value
 from peftbench.analysis.style import UNTUNED, variant_title
 from peftbench.errors import UserError
-from peftbench.store import FAILED, RECORD, Record, read_record
+from peftbench.failures import result_or_failure
+from peftbench.store import FAILED, Record
 from peftbench.views import Cell, TabulateSpec
 
 Z95 = 1.959963984540054
@@ -87,7 +88,7 @@ def _read(
     try:
         for _, folder in stages:
             if folder not in known:  # cells share runs, and each measure of a run is a cell
-                known[folder] = _record_or_none(folder)
+                known[folder] = result_or_failure(folder, results)
         records = {stage: known[folder] for stage, folder in stages}
     except UserError as error:
         return Outcome(cell=cell, status="missing", reason=str(error), published=published)
@@ -117,11 +118,6 @@ def _read(
         published=published,
         digest=record.digest,
     )
-
-
-def _record_or_none(folder: Path) -> Record | None:
-    path = folder / RECORD
-    return read_record(path) if path.exists() else None
 
 
 def _measured(facts: Mapping[str, Any], path: str) -> Mapping[str, Any]:

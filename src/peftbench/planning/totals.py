@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from peftbench.failures import noted, read_failure
 from peftbench.graph import Job, Plan
 from peftbench.planning.calibrate import NOTHING, Calibration, Error, calibrate
 from peftbench.planning.estimate import Estimator
@@ -17,14 +18,18 @@ from peftbench.planning.subject import Subject, Subjects, subjects_of
 from peftbench.planning.texts import Lengths, read_assumptions
 from peftbench.planning.wanted import Wanted
 from peftbench.stages import RULES
+from peftbench.store import FAILED
 
 REASONS = {
     "new": "never made",
+    "failed": "failed when last tried",
     "code": "made before by other code",
     "settings": "made before with other settings",
     "inputs": "made before from other inputs",
 }
-"""Why a job runs, by the nearest record of the same stage and label -> words for people."""
+"""Why a job runs, by its note of failure or the nearest record of the same stage and label -> words for people."""
+FAILURES_LISTED = 8
+"""Failed runs that a plan names one by one."""
 UNKNOWN_ERROR = 0.5
 """Relative error that is reckoned with where no record has corrected an estimate."""
 
@@ -161,6 +166,7 @@ class Planner:
             s.feature_key for s, one in about if s.cached and s.computes is not None and not one.failed
         }
         self._filled: set[tuple[str, str, str]] = set()
+        self._failures = noted(root / plan.results)
         self._before: dict[tuple[str, str], Measurement] = {}
         for one in sorted(self.measured.all, key=lambda m: m.started):
             self._before[one.stage, one.label] = one
@@ -297,6 +303,8 @@ class Planner:
 
     def _reason(self, job: Job, subject: Subject) -> str:
         """Why it has no result: by what differs from the newest record of the same stage and label."""
+        if job.digest in self._failures:
+            return "failed"
         before = self._before.get((job.stage, job.label))
         if before is None:
             return "new"
@@ -330,7 +338,21 @@ class Planner:
                 f"{len(small)} jobs do not fit {self.hardware.memory / 1e9:.0f} GB, the largest needs "
                 f"{(largest.gpu_memory or largest.host_memory) / 1e9:.0f} GB: {largest.stage} {largest.label}"
             )
-        return notes
+        return notes + self._failed_before(jobs)
+
+    def _failed_before(self, jobs: Sequence[Planned]) -> list[str]:
+        """Why runs failed when they were last tried; not those that only followed others."""
+        results = self.root / self.plan.results
+        notes = [read_failure(results, job.digest) for job in jobs if job.reason == "failed"]
+        own = [n for n in notes if n and not any(above in self._failures for above in n.inputs.values())]
+        lines = [
+            f"failed when last tried: {n.stage} {n.label}: {n.facts[FAILED]}" for n in own[:FAILURES_LISTED]
+        ]
+        if len(own) > FAILURES_LISTED:
+            lines.append(
+                f"and {len(own) - FAILURES_LISTED} more that failed, each with a note in {results}/.failed"
+            )
+        return lines
 
 
 def _upstream_first(asked: Wanted, run: set[str]) -> list[str]:

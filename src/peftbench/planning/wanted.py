@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from peftbench.graph import VIEW_FILES, Job, Plan, StudyPlan
 from peftbench.planning.subject import VIEW_STAGES
+from peftbench.reruns.failed import standing_files
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -49,12 +50,15 @@ def to_run(plan: Plan, asked: Wanted, root: Path) -> set[str]:
     """
     results = root / plan.results
     run: set[str] = set()
+    retried = set(standing_files(plan, root))
 
     def missing(job: Job) -> bool:
         if job.stage not in VIEW_STAGES:
-            return not (results / job.record).exists()
+            return f"{plan.results}/{job.record}" in retried or not (results / job.record).exists()
         names = [name.format(job.label) for name in VIEW_FILES[job.stage]]
-        return not ((root / plan.marker(job)).exists() and all((results / name).exists() for name in names))
+        marker = plan.marker(job)
+        there = marker not in retried and (root / marker).exists()
+        return not (there and all((results / name).exists() for name in names))
 
     followers: dict[str, list[str]] = {}
     for digest, befores in asked.after.items():

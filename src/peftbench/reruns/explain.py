@@ -8,6 +8,7 @@ from typing import Any
 
 from peftbench.blessings import CODE_AS_RUN, changes_between
 from peftbench.errors import UserError, did_you_mean
+from peftbench.failures import read_failure
 from peftbench.graph import Job, Plan, StudyPlan
 from peftbench.reruns.differences import Cause, Comparer, flatten, in_lines, title
 from peftbench.reruns.records import Store, digest_in, started
@@ -101,6 +102,7 @@ class Explainer:
             "would_run": _counts(missing),
             "because": because,
             "never_made": unmade,
+            "failed": self._failures(missing),
             "views": views,
             "broken": self.store.broken,
         }
@@ -116,6 +118,12 @@ class Explainer:
             else:
                 causes |= {repr(cause): cause for cause in self.comparer.causes(nearest, job)}
         return self._lines(list(causes.values())), unmade
+
+    def _failures(self, missing: list[Job]) -> list[str]:
+        """Those of some jobs that failed when last tried, and not only with what they are made from."""
+        notes = {job.digest: note for job in missing if (note := read_failure(self.results, job.digest))}
+        own = [note for note in notes.values() if not any(above in notes for above in note.inputs.values())]
+        return [f"{title(note.stage, note.label)}: {_reason(note)}" for note in own]
 
     def record_of(self, job: Job) -> Record | None:
         """The record of a planned job, views by their markers."""
@@ -161,7 +169,7 @@ class Explainer:
             "label": label,
             "digest": digest,
             "there": record is not None,
-            "failed": record.facts.get(FAILED) if record else None,
+            "failed": record.facts.get(FAILED) if record else _reason(read_failure(self.results, digest)),
             "folder": str(folder) if folder and record else None,
             "broken": self.store.broken,
         }
@@ -254,6 +262,11 @@ def _digest_of(text: str) -> str | None:
         if found:
             return found
     return None
+
+
+def _reason(note: Record | None) -> str | None:
+    """Why a job has no result: its note of failure with the time."""
+    return f"{note.facts[FAILED]} ({started(note) or '?'})" if note else None
 
 
 def _is_view(job: Job) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from msgspec import Struct
 
 from peftbench.errors import UserError
+from peftbench.failures import NOTES
 from peftbench.graph import VIEW_FILES, Plan
 from peftbench.reruns.records import Store, digest_in, result_folders
 from peftbench.store import PARTIAL, RECORD
@@ -332,9 +333,11 @@ class Collector:
                     yield Item(kind="left-over", path=path, bytes=_bytes(path), digest=digest)
 
     def _tickets(self) -> Iterator[Item]:
-        for path in sorted(_files(self.results / ".tickets")):
-            if path.stem not in self.needed and self._old(path):
-                yield Item(kind="ticket", path=path, bytes=path.stat().st_size)
+        """Tickets, and notes of failures, of what nobody wants any more."""
+        for kind, folder in (("ticket", ".tickets"), ("failure", NOTES)):
+            for path in sorted(_files(self.results / folder)):
+                if path.stem not in self.needed and self._old(path):
+                    yield Item(kind=kind, path=path, bytes=path.stat().st_size)
 
     def _trash(self) -> Iterator[Item]:
         for path in sorted(_entries(self.results / TRASH)):

@@ -28,6 +28,9 @@ def _study(answer: dict[str, Any]) -> Iterator[str]:
         yield from _because(answer, "because")
         if answer["never_made"]:
             yield from _wrapped("", f"never made: {_few(answer['never_made'])}", indent=10)
+    for number, line in enumerate(answer["failed"][:LISTED]):
+        yield from _wrapped(f"{'' if number else 'failed':10}", line, indent=12)
+    yield from _rest(answer["failed"])
     for view in answer["views"]:
         text = "; ".join(line["text"] for line in view["because"])
         state = "there" if view["there"] else f"would be made: {text or 'not made yet'}"
@@ -39,7 +42,7 @@ def _job(answer: dict[str, Any]) -> Iterator[str]:
     if not answer["planned"]:
         state += ", asked for by no present study"
     if answer["failed"]:
-        state += ", as a failed run"
+        state += ", as a failed run" if answer["there"] else ": it failed when last tried"
     yield f"{title(answer['stage'], answer['label'])}  [{answer['rule']} {answer['digest']}]: {state}"
     if answer["failed"]:
         yield from _wrapped("failed    ", answer["failed"], indent=10)
