@@ -71,8 +71,9 @@ class Evaluation(Config, frozen=True, kw_only=True):
 
     batch_size: PositiveInt = 16
     """Examples generated together. Part of a result's identity: half-precision outputs depend on it."""
-    merge: Literal["auto", "never"] = "auto"
-    """auto: methods that merge exactly (LoRA, IA3) are merged into the weights before generation."""
+    merge: Literal["auto", "never", "always"] = "auto"
+    """auto: methods that merge exactly (LoRA, IA3) are merged into the weights before generation, in fp32; always: in
+    bf16 too, and a method that cannot be merged is an error."""
 
 
 class Identity(Config, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ from peftbench.spec import (
 )
 from peftbench.stages import RULES, live_code, source_module
 from peftbench.store import RECORD, atomic_bytes
-from peftbench.study import BASE, Expander, Run, optim_of
+from peftbench.study import BASE, Expander, Run, method_module, optim_of
 from peftbench.views import (
     BlessedCode,
     Cell,
@@ -311,6 +311,10 @@ class Plan:
         model = self.settings.model(run.model, "a study")
         dataset = self.settings.dataset(run.target, "a study")
         evaluation = self.main.evaluation
+        if evaluation.merge == "always" and run.method != BASE and not method_module(run.method).MERGEABLE:
+            raise UserError(
+                f"config/config.yaml: evaluation.merge: method {run.method} cannot be merged: set auto or never"
+            )
         spec = PredictSpec(
             model=model.names,
             prompt=dataset.prompt,

@@ -205,8 +205,8 @@ class PredictSpec(Spec, frozen=True, kw_only=True):
     vision: Connector = "frozen"
     epoch: Epoch = "last"
     """Which of the run's weights."""
-    merge: Literal["auto", "never"] = "auto"
-    """Whether methods that merge exactly are merged before generation."""
+    merge: Literal["auto", "never", "always"] = "auto"
+    """Whether methods that merge exactly are merged before generation; always: in bf16 too, and others are an error."""
 
 
 class ScoreSpec(Spec, frozen=True, kw_only=True):

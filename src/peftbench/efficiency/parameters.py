@@ -49,6 +49,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
     added: int
     """Trainable parameters that the method added."""
+    in_place: int = 0
+    """Trainable parameters of the language model itself."""
     connector: int
     """Trainable parameters of the connector."""
     total: int
@@ -59,8 +61,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def trainable(self) -> int:
-        """Those of the method and of the connector."""
-        return self.added + self.connector
+        """Those of the method, of the language model and of the connector."""
+        return self.added + self.in_place + self.connector
 
     @property
     def percent(self) -> float:
@@ -98,6 +100,7 @@ def counts_of(tuned: Tuned, dims: Dims, embedding: int) -> Counts:
     added = tuned.trainable["method"]
     return Counts(
         added=added,
+        in_place=tuned.trainable["language"] + tuned.trainable["embeddings"],
         connector=tuned.trainable["connector"],
         total=sum(tuned.totals.values()) + added,
         embedding=embedding,

@@ -162,7 +162,8 @@ class _Model:
         # get_peft_model puts its layers into the model itself, so `bare` is the tuned model from here on.
         tuned, dims = attach_on_meta(bare, names, setting)
         counts = counts_of(tuned, dims, embedding)
-        return counts, self._costs(bare, setting.connector)
+        # What such a method trains may lie in the last layers alone: those are not like the first.
+        return counts, self._costs(bare, setting.connector, whole=tuned.in_place)
 
     def base_costs(self) -> Costs:
         """Operations of the model as it is."""
@@ -170,14 +171,14 @@ class _Model:
             self.base = self._costs(instantiate(self.model.architecture, self.model.names.code), "frozen")
         return self.base
 
-    def _costs(self, model: Any, connector: str) -> Costs:
+    def _costs(self, model: Any, connector: str, whole: bool = False) -> Costs:
         from peftbench.efficiency.flops import image_costs, measure
 
         names, workload = self.model.names, self.workload
         if connector not in self.images:
             pixels = self.model.pixels or image_shape(model.config)
             self.images[connector] = image_costs(model, names, pixels)
-        return measure(model, names, self.images[connector], workload.text, workload.answer)
+        return measure(model, names, self.images[connector], workload.text, workload.answer, whole)
 
 
 def efficiency_rows(
@@ -300,4 +301,4 @@ def _is_default(shared: _Model, setting: Setting, counts: Counts) -> bool:
     if setting.location == "default" and not _changed(load_method(setting.method), setting):
         return True
     default = Setting(method=setting.method, connector=setting.connector)
-    return count_parameters(shared.model, default, shared.model.vocabulary).added == counts.added
+    return count_parameters(shared.model, default, shared.model.vocabulary).trainable == counts.trainable

@@ -18,7 +18,7 @@ from peftbench.errors import UserError
 from peftbench.evaluation.epochs import epoch_of, weights_of
 from peftbench.models.load import load_base, pick_device
 from peftbench.store import partial_directory
-from peftbench.training.adapt import attach, restore
+from peftbench.training.adapt import attach, merge, restore
 from peftbench.training.batches import Encoded, collate, encode
 from peftbench.training.features import cache_folder, open_images
 from peftbench.training.progress import Progress
@@ -116,10 +116,11 @@ def _tune(spec: PredictSpec, base: Base, run_dir: Path | None) -> bool:
         return False
     tuned = attach(base, spec)
     restore(tuned, run_dir)
-    merge = bool(tuned.method.MERGEABLE) and spec.merge == "auto" and spec.precision == "fp32"
-    if merge:
-        tuned.model.merge_and_unload()
-    return merge
+    exactly = bool(tuned.method.MERGEABLE) and spec.precision == "fp32"
+    wanted = spec.merge == "always" or (spec.merge == "auto" and exactly)
+    if wanted:
+        merge(tuned, spec.method)
+    return wanted
 
 
 def greedy(

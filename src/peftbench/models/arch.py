@@ -38,6 +38,12 @@ class Dims(msgspec.Struct, frozen=True):
     kv_heads: int
     head_dim: int
     hidden: int
+    attention_module: str = ""
+    blocks: list[dict[str, int]] = []
+    """Of each decoder layer in order: its parameters by their path in it, and how many numbers they hold."""
+    outside: int = 0
+    """Parameters of the language model outside its decoder layers (the last norm), without the embeddings."""
+    embeddings: int = 0
 
 
 def places(location: str, default: str, allowed: Sequence[str], method: str) -> tuple[bool, bool]:
@@ -52,6 +58,17 @@ def places(location: str, default: str, allowed: Sequence[str], method: str) -> 
             f"method {method} cannot be placed at location {chosen}: use {' or '.join(allowed)} (or default)"
         )
     return chosen in ("attn", "both"), chosen in ("mlp", "both")
+
+
+def block_part(path: str, attention: Sequence[str], mlp: Sequence[str], attention_module: str) -> str:
+    """Part of a decoder layer that a parameter (by its path in the layer) belongs to: attention, mlp or norm.
+
+    Norms inside the attention module are attention's. "norm" is all that is neither: the norms of the layer.
+    """
+    if any(path.startswith(prefix + ".") for prefix in (*attention, attention_module) if prefix):
+        return "attention"
+    around = {leaf.rpartition(".")[0] for leaf in mlp}
+    return "mlp" if any(path.startswith(prefix + ".") for prefix in (*mlp, *around) if prefix) else "norm"
 
 
 def key_value_leaves(attention: list[str]) -> list[str]:
@@ -113,6 +130,8 @@ def measure_dims(model: nn.Module, names: ModelNames) -> Dims:
     }
     if any(leaf not in shared for leaf in named) or any(other != heads for _, other in per_layer):
         raise UserError(f"model file: layers: the layers matched by {names.layers!r} differ in shape")
+    blocks = [{path: p.numel() for path, p in layer.named_parameters()} for layer in layers.values()]
+    counts = component_counts(partition(model, names), model)
     return Dims(
         layers=len(layers),
         attention=list(names.attention),
@@ -121,6 +140,10 @@ def measure_dims(model: nn.Module, names: ModelNames) -> Dims:
         kv_heads=heads[0],
         head_dim=heads[1],
         hidden=shared[names.mlp[-1]][1],
+        attention_module=names.attention_module,
+        blocks=blocks,
+        outside=counts["language"] - sum(sum(block.values()) for block in blocks),
+        embeddings=counts["embeddings"],
     )
 
 

@@ -171,7 +171,7 @@ class Estimator:
         memory = operations.training_memory(
             sizes, method, example, precision, connector, vision, checkpointing
         )
-        learns = method.added + (sizes.parameters.get("connector", 0) if connector else 0)
+        learns = method.added + method.in_place + (sizes.parameters.get("connector", 0) if connector else 0)
         learns += sizes.parameters.get("vision", 0) if vision else 0
         return self._loop(
             subject, sizes, example, memory, flops, rows, evaluated, learns, cached=cached, computes=computes

@@ -88,8 +88,9 @@ def training(
     if method.trains or connector or vision or everything:
         # Nothing below the first layer asks for a gradient unless the connector does.
         through = 1.0 if connector or vision or everything else 1.0 - 0.4 / sizes.layers
-        own = 4.0 * length * method.added if method.trains else 0.0
-        backward = products * through + own + 2.0 * attention + head
+        reach = _reach(method, connector or vision)
+        own = 2.0 * length * (2 * method.added + method.products) if method.trains else 0.0
+        backward = products * through * reach + own + 2.0 * attention * reach + head
         if everything:
             backward += products + head
     if connector or everything:
@@ -106,6 +107,11 @@ def training(
         recomputed=again,
         vision=tower,
     )
+
+
+def _reach(method: Method, further: bool) -> float:
+    """Share of the decoder layers that the backward pass goes through; ``further``: to what lies before them."""
+    return 1.0 if further or not method.in_place else method.reach
 
 
 class Answering(Struct, frozen=True, kw_only=True):
@@ -181,7 +187,8 @@ def training_memory(
     """
     size = BYTES[precision]
     counts = sizes.parameters
-    learns = method.added if method.trains else 0
+    learns = method.added + method.in_place if method.trains else 0
+    copied = method.in_place + (counts.get("connector", 0) if connector and method.on_connector else 0)
     learns += counts.get("connector", 0) if connector else 0
     learns += counts.get("vision", 0) if vision else 0
     frozen = sizes.total - (learns - (method.added if method.trains else 0))
@@ -192,7 +199,8 @@ def training_memory(
     layer: float = (
         2 * 4 * sizes.hidden + size * (2 * wide + 2 * narrow) + size * len(sizes.mlp) * sizes.intermediate
     )
-    layer += KEPT_BYTES * method.kept * (size / 2)
+    reach = _reach(method, connector or vision)
+    layer = layer * reach + KEPT_BYTES * method.kept * (size / 2)
     if everything:
         layer += size * (2 * sizes.hidden + wide + sizes.intermediate)
     tokens = example.length
@@ -203,7 +211,7 @@ def training_memory(
     tower = size * sizes.vision_activations if vision else size * sizes.vision_activations / 24 / 4
     return Memory(
         weights=float(size * frozen),
-        trainable=float(OPTIMISED * learns),
+        trainable=float(OPTIMISED * learns) + (size * method.copies + method.further) * copied,
         per_example=kept + logits + example.images * tower,
         working=0.02 * size * sizes.total,
     )
@@ -215,7 +223,7 @@ def answering_memory(sizes: Sizes, method: Method, example: Example, steps: floa
     cache = 2 * size * sizes.layers * sizes.kv_heads * sizes.head_dim * (example.prompt + steps)
     widest = example.prompt * size * (3 * sizes.intermediate + 4 * sizes.hidden)
     return Memory(
-        weights=float(size * sizes.total + 4 * method.added),
+        weights=float(size * sizes.total + 4 * method.added + (4 - size) * method.in_place),
         trainable=0.0,
         per_example=cache + widest + 4.0 * sizes.vocabulary,
         working=0.02 * size * sizes.total,

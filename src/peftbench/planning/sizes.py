@@ -89,7 +89,9 @@ class Sizes(Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def dims(self) -> Any:
-        """The sizes as methods read them (``peftbench.models.arch.Dims``)."""
+        """The sizes as methods read them (``peftbench.models.arch.Dims``), without biases."""
+        block = {f"{leaf}.weight": i * o for leaf, (i, o) in self.linear.items()}
+        block |= {f"norm_{place}.weight": self.hidden for place in (1, 2)}
         return import_module("peftbench.models.arch").Dims(
             layers=self.layers,
             attention=self.attention,
@@ -98,6 +100,9 @@ class Sizes(Struct, frozen=True, kw_only=True, dict=True):
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
             hidden=self.hidden,
+            blocks=[block] * self.layers,
+            outside=self.hidden,
+            embeddings=self.parameters.get("embeddings", 0),
         )
 
 
@@ -246,7 +251,19 @@ class Method(Struct, frozen=True, kw_only=True):
     """What a method adds to a model."""
 
     added: int
-    """Trainable parameters."""
+    """Trainable parameters that it adds."""
+    in_place: int = 0
+    """Trainable parameters of the base model itself."""
+    products: int = 0
+    """Weights of linear layers among those."""
+    reach: float = 1.0
+    """Share of the decoder layers from the first that learns to the last."""
+    copies: int = 0
+    """Of what learns, kept in the base model's type during training."""
+    further: float = 0.0
+    """Bytes besides, per parameter that learns."""
+    on_connector: bool = False
+    """Whether a tuned connector has those copies too."""
     kept: float
     """Values that it keeps for the backward pass, per token and layer."""
     trains: bool
@@ -260,6 +277,8 @@ def method_on(sizes: Sizes, name: str, settings: Mapping[str, Any], location: st
     module = method_module(name)
     config = msgspec.convert(dict(settings), module.Config)
     added = int(module.trainable_count(sizes.dims, config, location))
+    if getattr(module, "IN_PLACE", False):
+        return _in_place(sizes, module, config, location, added)
     leaves = _touched(sizes, module, settings, location)
     inputs, own = float(sum(sizes.linear[leaf][0] for leaf in leaves)), added / max(1, sizes.layers)
     return Method(
@@ -269,6 +288,28 @@ def method_on(sizes: Sizes, name: str, settings: Mapping[str, Any], location: st
         trains=bool(module.TRAINS),
         mergeable=bool(module.MERGEABLE),
         reaches_end=inputs < own and sizes.mlp[-1:] == leaves[-1:],
+    )
+
+
+def _in_place(sizes: Sizes, module: Any, config: Any, location: str, count: int) -> Method:
+    """Of a method that trains weights of the base model itself, which it declares by ``trained_layers``."""
+    layers: dict[int, list[str]] = module.trained_layers(sizes.dims, config, location)
+    shapes = [sizes.linear[leaf] for leaves in layers.values() for leaf in leaves]
+    copies, further, on_connector = (
+        module.kept_memory(config) if hasattr(module, "kept_memory") else (0, 0.0, False)
+    )
+    return Method(
+        added=0,
+        in_place=count,
+        products=sum(i * o for i, o in shapes),
+        reach=1.0 - min(layers, default=sizes.layers) / sizes.layers,
+        kept=sum(i for i, _ in shapes) / sizes.layers,
+        trains=bool(module.TRAINS),
+        mergeable=bool(module.MERGEABLE),
+        reaches_end=True,
+        copies=copies,
+        further=further,
+        on_connector=on_connector,
     )
 
 

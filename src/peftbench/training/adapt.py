@@ -18,6 +18,7 @@ import msgspec
 
 from peftbench.errors import UserError
 from peftbench.models.arch import component_counts, measure_dims, partition
+from peftbench.training.delta import DELTA_FILE, base_hash, check_base, write_delta
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,8 @@ class Tuned:
     ``model`` is a ``PeftModel``, or the bare base model for methods that add nothing. ``method_parameters``,
     ``connector_parameters`` and ``vision_parameters`` are the trainable ones by name in ``model``. ``totals`` and
     ``trainable`` count parameters per component of the base model; what the method added is the component "method".
+    Of a method that trains weights of the base model itself (``in_place``), ``base_sha256`` is the hash of what it
+    replaces.
     """
 
     def __init__(self, model: Any, method: Any, settings: Any) -> None:
@@ -48,6 +51,8 @@ class Tuned:
         self.method_parameters: dict[str, torch.nn.Parameter] = {}
         self.connector_parameters: dict[str, torch.nn.Parameter] = {}
         self.vision_parameters: dict[str, torch.nn.Parameter] = {}
+        self.in_place = bool(getattr(method, "IN_PLACE", False))
+        self.base_sha256 = ""
         self.totals: dict[str, int] = {}
         self.trainable: dict[str, int] = {}
 
@@ -89,6 +94,8 @@ def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
         model = method.apply(base.model, spec.model, settings, spec.location)
     tuned = Tuned(model, method, settings)
     wrapped = tuned.model is not base.model
+    own = ("language", "embeddings", "method") if tuned.in_place else ("method",)
+    replaced = {}
     parts = {
         "connector": (spec.connector == "tuned", tuned.connector_parameters),
         "vision": (spec.vision == "tuned", tuned.vision_parameters),
@@ -104,11 +111,17 @@ def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
             parameter.requires_grad_(chosen and original not in constant)
         if parameter.requires_grad:
             trainable[component] += parameter.numel()
+            if original in components and not parameter.is_meta:
+                replaced[original] = parameter
             if parameter.is_floating_point() and str(parameter.dtype) != "torch.float32":
                 # A learning rate of 2e-5 would vanish in the rounding of bf16 weights.
                 parameter.data = parameter.data.float()
             group[name] = parameter
-    for component, count in trainable.items():
+    if tuned.in_place and replaced:
+        tuned.base_sha256 = base_hash(replaced)
+    counted = {"method": sum(trainable[component] for component in own)}
+    counted |= {component: count for component, count in trainable.items() if component not in own}
+    for component, count in counted.items():
         assert count == wanted.get(component, 0), (
             f"{component} has {count} trainable parameters, expected {wanted.get(component, 0)} "
             f"(method {spec.method}, location {spec.location}, connector {spec.connector}, vision {spec.vision})"
@@ -131,6 +144,8 @@ def constant_paths(components: dict[str, str], names: ModelNames) -> set[str]:
 def save(tuned: Tuned, directory: Path, base_name: str, final: bool = True) -> None:
     """Write ``adapter/`` in peft's layout; ``connector.safetensors`` and ``vision.safetensors`` where they were tuned.
 
+    Of a method that trains the base model's own weights, ``delta.safetensors`` with those instead of an adapter.
+
     ``base_name`` is recorded as the base model's name; a path would make equal results differ between machines. A
     save that is not ``final`` leaves the model as it is, to be trained further.
     """
@@ -140,7 +155,11 @@ def save(tuned: Tuned, directory: Path, base_name: str, final: bool = True) -> N
     finish = getattr(tuned.method, "finish", None)
     if finish and final:
         finish(tuned.model)
-    if tuned.method_parameters:
+    if tuned.method_parameters and tuned.in_place:
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = _plain(tuned.method_parameters)
+        write_delta(directory / DELTA_FILE, weights, tuned.base_sha256, base_name)
+    elif tuned.method_parameters:
         folder = directory / ADAPTER_DIR
         folder.mkdir(parents=True)
         config = copy.deepcopy(tuned.model.peft_config["default"])
@@ -168,12 +187,19 @@ def _plain(weights: dict[str, Any]) -> dict[str, torch.Tensor]:
 def restore(tuned: Tuned, run_dir: Path) -> None:
     """Put the weights of a run into a model that ``attach`` made with the same settings.
 
-    Raises ``UserError`` where a file is missing or holds other tensors than this method and model have.
+    Raises ``UserError`` where a file is missing or holds other tensors than this method and model have, or was made
+    for another base model.
     """
     import torch
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    if tuned.method.TRAINS:
+    stored: list[tuple[dict[str, Any], str]] = [
+        (tuned.connector_parameters, CONNECTOR_FILE),
+        (tuned.vision_parameters, VISION_FILE),
+    ]
+    if tuned.in_place:
+        stored.insert(0, (tuned.method_parameters, DELTA_FILE))
+    elif tuned.method.TRAINS:
         path = run_dir / ADAPTER_DIR / ADAPTER_FILE
         if hasattr(tuned.method, "finish"):
             tuned.method.finish(tuned.model)  # saved weights are in the finished form
@@ -181,19 +207,31 @@ def restore(tuned: Tuned, run_dir: Path) -> None:
         own = get_peft_model_state_dict(tuned.model, save_embedding_layers=False)
         _check_same(path, weights, own)
         set_peft_model_state_dict(tuned.model, weights)
-    for parameters, file in (
-        (tuned.connector_parameters, CONNECTOR_FILE),
-        (tuned.vision_parameters, VISION_FILE),
-    ):
+    for parameters, file in stored:
         if not parameters:
             continue
         path = run_dir / file
         weights = _read(path)
+        if file == DELTA_FILE:
+            check_base(path, tuned.base_sha256)
         own = {name.removeprefix(PEFT_ROOT): p for name, p in parameters.items()}
         _check_same(path, weights, own)
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(weights[name])
+
+
+def merge(tuned: Tuned, name: str) -> None:
+    """Put what the method added into the base model's weights; ``UserError`` where that cannot be done exactly.
+
+    A method that trains those weights themselves has nothing to be merged.
+    """
+    if not tuned.method.MERGEABLE:
+        raise UserError(
+            f"method {name} cannot be merged into the weights: set evaluation.merge: auto or never"
+        )
+    if not tuned.in_place:
+        tuned.model.merge_and_unload()
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -32,6 +32,7 @@ from peftbench.training.distributed import finish, make_accelerator
 from peftbench.training.features import cache_folder, open_images
 from peftbench.training.optimizer import lr_factor, make_optimizer, set_learning_rates, warmup_steps
 from peftbench.training.progress import Progress
+from peftbench.training.stepping import make_dynamics, merge_back, optimizer_step
 
 if TYPE_CHECKING:
     import torch
@@ -71,10 +72,11 @@ class Trainer:
         self.micro_batch = min(execution.micro_batch or share, share)
         tuned.model.train()
         self.model, self.optimizer = self.accelerator.prepare(tuned.model, make_optimizer(tuned, spec.optim))
-        self._rest_vision()
+        self.rest_vision()
         self.padding = self.positions = 0
+        self.dynamics = make_dynamics(self)
 
-    def _rest_vision(self) -> None:
+    def rest_vision(self) -> None:
         """A frozen vision tower has no dropout and no running statistics."""
         if self.spec.vision == "frozen":
             for prefix in self.spec.model.vision:
@@ -122,7 +124,7 @@ class Trainer:
                     torch.cuda.empty_cache()
         if self.spec.optim.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.optim.max_grad_norm)
-        self.optimizer.step()
+        optimizer_step(self)
         self.optimizer.zero_grad()
         return loss
 
@@ -139,20 +141,25 @@ class Trainer:
             last = i == rounds - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
             if last or self.world == 1:
-                total += self._backward(micro, supervised)
+                total += self._backward(micro, supervised, last)
             else:
                 with self.accelerator.no_sync(self.model):
                     total += self._backward(micro, supervised)
         return float(self.accelerator.reduce(total, "sum"))
 
-    def _backward(self, micro: list[Item], supervised: int) -> torch.Tensor:
-        """Loss (detached) and gradients of one micro-batch, as its part of the global mean."""
+    def _backward(self, micro: list[Item], supervised: int, last: bool = False) -> torch.Tensor:
+        """Loss (detached) and gradients of one micro-batch, as its part of the global mean.
+
+        With the ``last`` one of a global batch come the gradients of a method's penalty, which the loss leaves out.
+        """
         inputs = self._inputs(micro)
         self.padding += int((inputs["attention_mask"] == 0).sum())
         self.positions += inputs["attention_mask"].numel()
         loss = self.loss_sum(inputs) / supervised
-        # DDP and ZeRO average over processes; ours is a sum.
-        self.accelerator.backward(loss * self.world)
+        penalty = self.dynamics.penalty() if last and self.dynamics is not None else None
+        # DDP and ZeRO average over processes; ours is a sum, to which the penalty belongs once.
+        total = loss * self.world if penalty is None else loss * self.world + penalty
+        self.accelerator.backward(total)
         return loss.detach()
 
     def _inputs(self, items: list[Item]) -> dict[str, torch.Tensor]:
@@ -173,8 +180,11 @@ class Trainer:
             inputs["labels"][-1] = IGNORED
         return inputs
 
-    def loss_sum(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sum of the cross-entropy over supervised tokens; zero, not NaN, where there are none."""
+    def loss_sum(self, inputs: dict[str, torch.Tensor], model: Any = None) -> torch.Tensor:
+        """Sum of the cross-entropy over supervised tokens; zero, not NaN, where there are none.
+
+        ``model``: the bare one instead of the prepared one, for what only this process does.
+        """
         import torch
 
         device = self.accelerator.device
@@ -187,7 +197,7 @@ class Trainer:
         targets = labels[:, keep + 1].to(device)
         moved = {key: value.to(device) for key, value in inputs.items() if key != "labels"}
         with torch.autocast(device.type, torch.bfloat16, enabled=self.spec.precision == "bf16"):
-            logits = self.model(**moved, logits_to_keep=keep.to(device), use_cache=False).logits
+            logits = (model or self.model)(**moved, logits_to_keep=keep.to(device), use_cache=False).logits
         return torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
@@ -205,7 +215,7 @@ class Trainer:
             for items in self.items(batches, examples):
                 total += self.loss_sum(self._inputs(items))
         self.model.train()
-        self._rest_vision()
+        self.rest_vision()
         return float(self.accelerator.reduce(total, "sum")) / sum(e.supervised for e in examples)
 
 
@@ -344,11 +354,13 @@ def run_epochs(
                 lr = (rates.get("method", 0.0), rates.get("connector", 0.0))
                 log.row(step + 1, epoch + 1, loss, *lr, tokens, seconds)
                 progress.step(step + 1, f"loss {loss:.4f}")
+            put_back = merge_back(trainer, epoch + 1 == spec.epochs)
             if eval_set:
                 eval_losses.append(trainer.evaluate(eval_set))
                 evals.row(epoch + 1, len(losses), eval_losses[-1], sum(e.supervised for e in eval_set))
             if spec.keep_epochs and epoch + 1 < spec.epochs and work is not None:
                 save(trainer.tuned, work / "epochs" / str(epoch + 1), base_name, final=False)
+            put_back()
     seconds = time.monotonic() - start
     return {
         "steps": total,
