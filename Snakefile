@@ -44,7 +44,7 @@ check_targets(sys.argv[1:])
 
 
 onstart:
-    PLAN.write_tickets()
+    lay_out_tickets()
 
 
 onsuccess:

@@ -195,13 +195,13 @@ def _make_result(
     lock = results / ".locks" / ticket.digest
     with (
         no_space_in_one_line(output),
-        locked(lock, lambda holder: _say(f"waiting for {holder}: it makes this run")),
+        locked(lock, lambda holder: _say(f"waiting for {holder}: it makes this run")) as lease,
     ):
         if output.exists():
             _say("already made by another process")
             return
         job = Job(ticket, spec, inputs, output, output.parent, execution)
-        with partial_directory(output.parent) as job.work:
+        with partial_directory(output.parent, lease.check) as job.work:
             try:
                 if stage not in TOLERANT:
                     _refuse_failed(inputs, results)
@@ -210,12 +210,14 @@ def _make_result(
                 facts = {FAILED: str(failure)}
                 _say(f"warning: {ticket.label}: failed, and recorded so: {failure}")
             except Exception as error:
+                lease.check()  # its error is not that of the run
                 with contextlib.suppress(Exception):  # the error itself is what is to be told
                     note_failure(
                         results, _record(ticket, {FAILED: str(error) or type(error).__name__}, meter)
                     )
                 raise
         record = _record(ticket, facts, meter)
+        lease.check()
         if FAILED in facts:
             shutil.rmtree(
                 job.staging, ignore_errors=True
@@ -246,13 +248,14 @@ def _make_view(
     with no_space_in_one_line(output):
         study = output.stem.removesuffix(f"-{ticket.digest}")
         lock = Path(execution.results) / ".locks" / f"{output.parent.parent.name}-{study}"
-        with locked(lock, lambda holder: _say(f"waiting for {holder}: it makes this too")):
+        with locked(lock, lambda holder: _say(f"waiting for {holder}: it makes this too")) as lease:
             _refuse_replaced(ticket, output, study)
             for old in output.parent.glob(f"{study}-{'[0-9a-f]' * 16}.json"):
                 if old != output:
                     old.unlink(missing_ok=True)  # first: a marker without its files would be a lie
             facts = work(Job(ticket, spec, {}, output, output.parent.parent, execution))
             _refuse_replaced(ticket, output, study)
+            lease.check()
             atomic_json(output, _record(ticket, facts, meter))
 
 

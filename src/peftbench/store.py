@@ -7,12 +7,10 @@ only if its record does.
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,8 @@ from msgspec import Struct
 
 from peftbench.canonical import DIGEST_LENGTH, canonical_json, digest_of_text, identity_text
 from peftbench.errors import UserError
+from peftbench.lease import locked as locked
+from peftbench.lease import unless_locked as unless_locked
 
 FINGERPRINT_EXEMPT = "moves bytes; does not compute them"
 RECORD = "record.json"
@@ -150,75 +150,11 @@ def _decode_record(data: bytes) -> Record:
 
 
 @contextlib.contextmanager
-def locked(lock: Path, waiting: Callable[[str], object]) -> Iterator[None]:
-    """Hold a lock file, first waiting for its holder; ``waiting`` is told once who that is.
-
-    The lock is the kernel's (``flock``), so it ends with its process, however that ends.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _acquire(handle, waiting)
-            if not _same_file(handle, lock):
-                continue  # its last holder removed the file while we waited for it
-            os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {os.uname().nodename}".encode())
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
-        finally:
-            os.close(handle)
-
-
-@contextlib.contextmanager
-def unless_locked(lock: Path) -> Iterator[bool]:
-    """Hold a lock file without waiting; tells whether it could be had."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        held = _same_file(handle, lock)
-        try:
-            yield held
-        finally:
-            if held:
-                lock.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
-
-
-def _acquire(handle: int, waiting: Callable[[str], object]) -> None:
-    told = False
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if not told:
-                waiting(os.pread(handle, 200, 0).decode(errors="replace") or "another process")
-                told = True
-            time.sleep(0.2)
-
-
-def _same_file(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def partial_directory(target: Path) -> Iterator[Path]:
+def partial_directory(target: Path, check: Callable[[], object] = lambda: None) -> Iterator[Path]:
     """A folder inside ``target`` to fill: its entries move up when the block ends well, else they go.
 
-    Left-overs of killed predecessors are removed first, so hold the target's lock.
+    Left-overs of killed predecessors are removed first, so hold the target's lock. ``check`` raises where it was lost;
+    it is called last before anything moves.
     """
     with no_space_in_one_line(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -231,6 +167,7 @@ def partial_directory(target: Path) -> Iterator[Path]:
                 if entry.is_file():
                     with entry.open("rb") as stream:
                         os.fsync(stream.fileno())
+            check()
             for entry in sorted(work.iterdir()):
                 final = target / entry.name
                 if final.is_dir() and not final.is_symlink():

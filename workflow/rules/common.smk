@@ -84,6 +84,14 @@ def check_targets(arguments):
             sys.exit(f"error: there is no study {word!r}; did you mean {near[0]!r}?")
 
 
+def lay_out_tickets():
+    """Write what each job is told; where that cannot be, it is one line, as everywhere."""
+    try:
+        PLAN.write_tickets()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
 @functools.cache
 def retry_left_overs():
     """Put the failed runs of a Snakemake that was killed back among what is to be made; the graph is not yet judged.

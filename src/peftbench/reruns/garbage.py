@@ -1,8 +1,7 @@
 """Which parts of a results folder nothing needs, and how they go: see ``gc``."""
 
-import fcntl
+import contextlib
 import json
-import os
 import re
 import shutil
 import time
@@ -17,8 +16,9 @@ from msgspec import Struct
 from peftbench.errors import UserError
 from peftbench.failures import NOTES
 from peftbench.graph import VIEW_FILES, Plan
+from peftbench.lease import held_by_other
 from peftbench.reruns.records import Store, digest_in, result_folders
-from peftbench.store import PARTIAL, RECORD
+from peftbench.store import PARTIAL, RECORD, unless_locked
 
 TRASH = ".trash"
 DIGEST_NAME = re.compile(r"[0-9a-f]{16}")
@@ -161,7 +161,11 @@ class Collector:
     def _in_work(self) -> set[str]:
         """Digests that jobs are making now; with Snakemake running, all that it may still start."""
         held = self._held_digests()
-        locks = [path for path in _files(self.results / ".locks") if not DIGEST_NAME.fullmatch(path.name)]
+        locks = [
+            path
+            for path in _files(self.results / ".locks")
+            if not DIGEST_NAME.fullmatch(path.name) and not path.name.startswith(".")
+        ]
         snakemake = self.root / ".snakemake/locks"
         note = ""
         if any(self._held(path) for path in locks):
@@ -203,20 +207,7 @@ class Collector:
 
     def _held(self, lock: Path) -> bool:
         """Whether a process holds a lock file; those of other machines are believed for some days."""
-        try:
-            handle = os.open(lock, os.O_RDWR)
-        except OSError:
-            return lock.exists()
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        else:
-            holder = os.pread(handle, 200, 0).decode(errors="replace")
-            foreign = not holder.endswith(f" on {os.uname().nodename}")
-            return foreign and self.now - _mtime(lock) < FOREIGN_LOCK_DAYS * DAY
-        finally:
-            os.close(handle)
+        return held_by_other(lock, FOREIGN_LOCK_DAYS * DAY)
 
     # what may go
 
@@ -347,30 +338,14 @@ class Collector:
         return _mtime(path) <= self.now - self.keep_days * DAY
 
 
-class _alone:
-    """Holds the lock of a digest without waiting; tells whether it could be had."""
-
-    def __init__(self, results: Path, digest: str) -> None:
-        self.lock = results / ".locks" / digest if digest else None
-        self.handle = -1
-
-    def __enter__(self) -> bool:
-        if self.lock is None:
-            return True
-        self.lock.parent.mkdir(exist_ok=True)
-        self.handle = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self.handle)
-            self.handle = -1
-            return False
-        return True
-
-    def __exit__(self, *_: object) -> None:
-        if self.handle >= 0 and self.lock is not None:
-            self.lock.unlink(missing_ok=True)  # as locked() does: while the lock is held
-            os.close(self.handle)
+@contextlib.contextmanager
+def _alone(results: Path, digest: str) -> Iterator[bool]:
+    """Holds the lock of a digest, if there is one, without waiting; tells whether it could be had."""
+    if not digest:
+        yield True
+        return
+    with unless_locked(results / ".locks" / digest) as free:
+        yield free
 
 
 def _images_of(folder: Path) -> set[str]:
