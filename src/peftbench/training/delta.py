@@ -9,6 +9,7 @@ the tuned connector's and tower's too; loading compares it.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 DELTA_FILE = "delta.safetensors"
 FORM = "new values, fp32"
+KEY = "delta"
+"""Of the file's metadata."""
 
 
 def base_hash(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -38,8 +41,9 @@ def write_delta(path: Path, weights: dict[str, torch.Tensor], base: str, base_na
     """Write new values; ``base`` is the hash of what they replace, ``base_name`` says it to people."""
     from safetensors.torch import save_file
 
-    metadata = {"format": "pt", "form": FORM, "base_sha256": base, "base": base_name}
-    save_file(weights, path, metadata=metadata)
+    said = {"form": FORM, "base_sha256": base, "base": base_name}
+    # One entry: safetensors writes several in an order that differs from run to run, and equal files shall be equal.
+    save_file(weights, path, metadata={KEY: json.dumps(said, sort_keys=True)})
 
 
 def check_base(path: Path, base: str) -> None:
@@ -47,7 +51,8 @@ def check_base(path: Path, base: str) -> None:
     from safetensors import safe_open
 
     with safe_open(str(path), "pt") as file:
-        metadata: dict[str, Any] = file.metadata() or {}
+        text = (file.metadata() or {}).get(KEY, "{}")
+    metadata: dict[str, Any] = json.loads(text)
     if metadata.get("form") != FORM or "base_sha256" not in metadata:
         raise UserError(
             f"{path}: not the weights of a method that trains the base model: train this run again"
