@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from peftbench.analysis.efficiency import write_efficiency
+from peftbench.analysis.efficiency import Measured, write_efficiency
 from peftbench.canonical import digest_of_text, identity_text
 from peftbench.config import Settings
 from peftbench.efficiency import flops
@@ -382,15 +382,20 @@ def test_table_explanation_and_files(rows, tmp_path):
     assert "2 of 2 published values" in text and f"{rows[0].train_measured / 1e12:.2f}" not in text
     assert f"{rows[0].backward / 1e12:.2f} counted" in text and "651 tokens" in text
 
-    runs = {("llava-1.5-7b", "lora", "tuned", "default"): run_costs([fake_run(tmp_path / "run")])}
-    outputs = write_efficiency(rows, LENGTHS, tmp_path, "efficiency", runs)
+    costs = run_costs([fake_run(tmp_path / "run")])
+    measured = Measured(costs=costs, score=71.25, stderr=0.5, published_score=76.7)
+    runs = {("llava-1.5-7b", "lora", "tuned", "default"): measured}
+    outputs = write_efficiency(rows, LENGTHS, tmp_path, "efficiency", runs, "Table 1")
     assert sorted(outputs) == ["efficiency.csv", "efficiency.html", "efficiency.md"]
     with (tmp_path / "efficiency.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
     assert int(lines[0]["trainable"]) == 340_795_392 and lines[0]["peak_memory"] == str(3 * 2**30)
     assert lines[2]["step_seconds"] == ""
     assert "4.616 (4.616)" in (tmp_path / "efficiency.md").read_text()
-    assert "<td>0.50</td>" in (tmp_path / "efficiency.html").read_text()
+    assert (lines[0]["score"], lines[0]["published_score"], lines[2]["score"]) == ("71.25", "76.7", "")
+    page = (tmp_path / "efficiency.html").read_text()
+    assert "<td>0.50</td>" in page and "<td>71.2 (76.7)</td>" in page and "the runs of Table 1" in page
+    assert "GPU A" in page
 
 
 def fake_run(folder: Path, device: str = "GPU A", seconds: float = 5.0) -> Path:
@@ -414,8 +419,9 @@ def test_costs_of_runs(tmp_path):
     found = run_costs(runs)
     assert (found.runs, found.step_seconds, found.memory, found.on_gpu) == (2, 1.0, 3 * 2**30, True)
     assert run_costs([tmp_path / "missing"]) is None
-    with pytest.raises(UserError, match="GPU A and GPU B"):
-        run_costs([runs[0], fake_run(tmp_path / "c", device="GPU B")])
+    mixed = run_costs([*runs, fake_run(tmp_path / "c", device="GPU B", seconds=90.0)])
+    assert (mixed.devices, mixed.runs, mixed.left_out, mixed.step_seconds) == (["GPU A"], 2, 1, 1.0)
+    assert run_costs([runs[0]], [runs[1]]).answers_per_second == 32.0
 
 
 def test_remarks():

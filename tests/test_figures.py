@@ -15,7 +15,7 @@ import pytest
 
 from fake_store import FakeStore
 from peftbench.analysis import figures
-from peftbench.analysis.figures import fluctuation, gain, loss_bands, losses, seen_unseen, size
+from peftbench.analysis.figures import fluctuation, gain, gallery, loss_bands, losses, seen_unseen, size
 from peftbench.analysis.figures._logs import (
     Log,
     NoLog,
@@ -44,6 +44,7 @@ KINDS = {
     "figure5_size": "size",
     "figure6_gain": "gain",
     "figure7_stability": "loss_bands",
+    "figure8_losses": "losses",
 }
 """Study -> kind of its figure."""
 EVALUATION = [0.9, 0.6, 0.5, 0.55, 0.6, 0.7]
@@ -93,7 +94,7 @@ def published(name: str) -> list[dict[str, str]]:
 def drawn(kind: str, frame: pl.DataFrame, results: Path = Path("none")) -> Any:
     """The figure of a kind."""
     module = {"seen_unseen": seen_unseen, "size": size, "gain": gain, "fluctuation": fluctuation}
-    module |= {"losses": losses, "loss_bands": loss_bands}
+    module |= {"losses": losses, "loss_bands": loss_bands, "gallery": gallery}
     with matplotlib.rc_context(RC):
         return module[kind].draw(frame, Context(title="A title", results=results))
 
@@ -407,8 +408,12 @@ def test_runs_without_a_result_are_said_so(name: str, plan: Plan, tmp_path: Path
     text = words(figure)
     frame = read_long(table)
     if spec.kind in ("losses", "loss_bands"):
-        assert ("1 of 12 runs failed in training" if spec.kind == "losses" else "3 training failed") in text
-        assert f"{3 if spec.kind == 'losses' else 6} log missing" in text and "have no curve (" in text
+        failed, without = {
+            "figure3_losses": ("", 1),
+            "figure7_stability": ("3 training failed", 6),
+            "figure8_losses": ("1 of 8 runs failed in training", 2),
+        }[name]
+        assert failed in text and f"{without} log missing" in text and "no curve (" in text
     else:
         runs = frame.unique("scores").height
         counts = {

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from fake_store import FakeStore, coin, example, picture, table_spec
+from peftbench.analysis.gallery import draw_examples, gallery, is_graded, verdict
 from peftbench.analysis.grid import build_grid
+from peftbench.analysis.lines import first_seeds, read_lines
 from peftbench.analysis.outcomes import read_outcomes
 from peftbench.analysis.plot import plot_study
 from peftbench.analysis.table import tabulate_study
@@ -19,8 +21,6 @@ from peftbench.data.images import image_path, store_image
 from peftbench.errors import UserError
 from peftbench.report.build import amount, build_report, headline, visible
 from peftbench.report.curves import POINTS, curve_panel, read_curve
-from peftbench.report.gallery import draw_examples, gallery, is_graded, verdict
-from peftbench.report.sources import first_seeds, read_lines
 from peftbench.views import BlessedCode, Cell, PlotSpec, ReportSpec, TabulateSpec
 
 N = 12
@@ -182,7 +182,7 @@ def test_answers_are_marked(store: FakeStore) -> None:
     cells = [scored(store, "lora", scores=scores, answers=[f"answer {i}" for i in range(N)])]
     table = table_spec(cells)
     lines = read_lines(table, read_outcomes(table, store.root), store.root)
-    cards = gallery(lines, {"tiny": "T"}, store.root, store.images, N)
+    cards = gallery(lines, {"tiny": "T"}, store.root, N)
     found = {card.id: card.answers["T"]["LoRA"][0] for card in cards}
     for i, score in enumerate(scores):
         answer = found[f"alpha-{i}"]

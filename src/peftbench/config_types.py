@@ -16,6 +16,7 @@ from peftbench.spec import (
     Prompt,
     Schedule,
 )
+from peftbench.views import Choice
 
 StudyName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$")]
 """Also the name of a Snakemake target: lower-case letters, digits, underscores."""
@@ -265,6 +266,16 @@ class Tuning(Config, frozen=True, kw_only=True):
     """Share of the training examples that the trials are compared on, and that nobody trains on."""
 
 
+class Gallery(Config, frozen=True, kw_only=True):
+    """Test examples with the answers of a study's runs: on its page and, of the kind ``gallery``, as its figure."""
+
+    examples: PositiveInt = 1
+    """How many of each data set."""
+    choose: Choice = "random"
+    """Which ones: ``random``, drawn by the hash of their ids; ``base_right_others_wrong``, the same of those that only
+    the untuned model gets right."""
+
+
 class StudyConfig(Config, frozen=True, kw_only=True):
     """``config/studies/<name>.yaml``: one table, its figure and its page, as a view over runs."""
 
@@ -285,8 +296,12 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     kind: str = "table"
     """What is made: ``table``, of scored runs with its figure and its page; or a table that describes, a module of
     ``peftbench.analysis.descriptions``, which needs of the axes only those that it shows."""
+    runs_of: Literal[""] | StudyName = ""
+    """Of a table that describes: the study whose runs it shows too (their memory, time and scores). Empty: none."""
     figure: str = "dots"
     """Kind of the figure: a module of ``peftbench.analysis.figures``."""
+    gallery: Gallery | None = None
+    """Examples that the study shows; None: on its page those of ``report.gallery``."""
     metric: Metric | None = None
     """Metric instead of the data sets' own."""
     measures: dict[str, str] = {}

@@ -424,13 +424,19 @@ class Plan:
         )
         self._tables[name] = table
         tabulate = self._add("tabulate", table, {}, name, "tables/.made")
+        gallery = study.gallery
         figure = PlotSpec(study=name, title=study.title, kind=study.figure)
+        if gallery:
+            figure = msgspec.structs.replace(
+                figure, gallery=gallery.examples, choose=gallery.choose, runs=table
+            )
         plot = self._add("plot", figure, {"table": tabulate}, name, "figures/.made")
         page = ReportSpec(
             study=name,
             title=study.title,
             note=study.note,
-            gallery=self.main.report.gallery,
+            gallery=gallery.examples if gallery else self.main.report.gallery,
+            choose=gallery.choose if gallery else "random",
             table=table,
             blessed=self._blessed(scores),
         )
@@ -474,10 +480,26 @@ class Plan:
             models=[self._described_model(model, expander) for model in expander.axes.get("model", [])],
             datasets=[self._described_dataset(dataset) for dataset in expander.axes.get("dataset", [])],
             published_rows=self._published(name, study.published) if study.published else [],
+            runs=self._runs_of(name, study.runs_of),
         )
         job = self._add("describe", spec, {}, name, "tables/.made")
         data = [self.prepare(d.name) for d in spec.datasets] if describes_data(study.kind) else []
+        if study.runs_of:
+            data += self.study(study.runs_of).scores
         return StudyPlan(name=name, group=study.group, runs=[], scores=[], describe=job, data=data)
+
+    def _runs_of(self, name: str, other: str) -> TabulateSpec | None:
+        """The table of the study whose runs another one shows too."""
+        if not other:
+            return None
+        where = f"config/studies/{name}.yaml: runs_of"
+        known = self.settings.names("study")
+        if other not in known:
+            raise UserError(f"{where}: there is no study {other!r}{did_you_mean(other, known)}")
+        if self.settings.study(other).kind != "table":
+            raise UserError(f"{where}: {other} has no runs: it describes")
+        self.study(other)
+        return self._tables[other]
 
     def _described_model(self, name: str, expander: Expander) -> DescribedModel:
         config = self.settings.model(name, expander.file)

@@ -3,7 +3,7 @@
 They are kept apart from ``peftbench.spec``: they change with the layout of a table, never with a result.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import field
 
@@ -11,6 +11,11 @@ from peftbench.claims_types import Claims
 from peftbench.spec import Connector, Location, ModelNames, Name, NonNegativeInt, Spec, TrainSize
 
 FINGERPRINT_EXEMPT = "only types: what a job is given stands in its spec in full, defaults written out"
+
+
+Choice = Literal["random", "base_right_others_wrong"]
+"""Which test examples a gallery shows: drawn by the hash of their ids, of all or of those that only the untuned model
+gets right."""
 
 
 class ModelInfo(Spec, frozen=True, kw_only=True):
@@ -88,6 +93,12 @@ class PlotSpec(Spec, frozen=True, kw_only=True):
     title: str
     kind: str = "dots"
     """A module of ``peftbench.analysis.figures``."""
+    gallery: NonNegativeInt = 0
+    """Test examples shown per data set, where it is a gallery."""
+    choose: Choice = "random"
+    """Which ones."""
+    runs: TabulateSpec | None = None
+    """The runs whose answers a gallery shows."""
 
 
 class BlessedCode(Spec, frozen=True, kw_only=True):
@@ -110,6 +121,8 @@ class ReportSpec(Spec, frozen=True, kw_only=True):
     """What the numbers of this study do and do not tell."""
     gallery: NonNegativeInt
     """Test images shown per data set."""
+    choose: Choice = "random"
+    """Which ones."""
     table: TabulateSpec
     blessed: list[BlessedCode]
     """Of the stages that its results come from."""
@@ -171,6 +184,8 @@ class DescribeSpec(Spec, frozen=True, kw_only=True):
     models: list[DescribedModel]
     datasets: list[DescribedDataset]
     published_rows: list[dict[str, str]]
+    runs: TabulateSpec | None = None
+    """Another study, whose runs a table may show beside what it describes."""
 
 
 VIEWS: dict[str, type[Spec]] = {

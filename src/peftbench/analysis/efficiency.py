@@ -26,8 +26,23 @@ METHOD_NOTE = (
     "paper's equations 5 and 6 for the same tokens."
 )
 
+RUNS_NOTE = (
+    "Memory, steps and answers: measured in the runs of {study}, means over its data sets (memory: the highest), on "
+    "{devices}. Score: their unweighted mean over the data sets, in brackets the published one."
+)
+
 RunKey = tuple[str, str, str, str]
 """Model, method, connector and location."""
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What the runs of one row cost and what came of them."""
+
+    costs: RunCosts | None
+    score: float | None
+    """Mean over the data sets; None where one is missing."""
+    stderr: float | None
+    published_score: float | None
 
 
 class Heading(msgspec.Struct, frozen=True):
@@ -58,14 +73,15 @@ def write_efficiency(
     workload: Workload,
     out_dir: Path,
     name: str,
-    runs: Mapping[RunKey, RunCosts] | None = None,
+    runs: Mapping[RunKey, Measured] | None = None,
+    study: str = "",
 ) -> dict[str, str]:
     """Write ``<name>.csv``, ``.md`` and ``.html`` to ``out_dir``; their sha256 by file name.
 
-    ``runs`` are measured costs of training for those rows that were run. ``rows`` is not empty.
+    ``runs`` are measured costs and scores of those rows that were run, of the study ``study``. ``rows`` is not empty.
     """
     tables = [costs_table(rows, runs or {}), *published_table(rows)]
-    paragraphs = [METHOD_NOTE, *explain(rows, workload)]
+    paragraphs = [METHOD_NOTE, *runs_notes(runs or {}, study), *explain(rows, workload)]
     texts = {
         "csv": to_csv(rows, runs or {}),
         "md": _markdown(tables, paragraphs),
@@ -82,7 +98,7 @@ def key_of(row: Row) -> RunKey:
     return row.model, row.method, row.connector, row.location
 
 
-def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, RunCosts]) -> BlockTable:
+def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, Measured]) -> BlockTable:
     """Parameters, FLOPs by formula and counted, and measured costs where there are runs."""
     columns: list[tuple[Heading, Callable[[Row], str]]] = [
         (Heading("Trainable"), lambda r: f"{r.trainable:,}"),
@@ -97,10 +113,16 @@ def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, RunCosts]) -> BlockTa
         (Heading("Token", "merged · GFLOPs"), lambda r: _scaled(r.token_merged, GIGA)),
         (Heading("Answer", "counted · TFLOPs"), lambda r: f"{r.answer_measured / TERA:.2f}"),
     ]
-    if any(key_of(row) in runs for row in rows):
+    if runs:
         columns += [
-            (Heading("Memory", "peak · GiB"), lambda r: _scaled(_run(runs, r, "memory"), 2**30)),
-            (Heading("Step", "seconds"), lambda r: _scaled(_run(runs, r, "step_seconds"), 1)),
+            (Heading("Memory", "peak · GiB"), lambda r: _scaled(_cost(runs, r, "memory"), 2**30)),
+            (Heading("Step", "seconds"), lambda r: _scaled(_cost(runs, r, "step_seconds"), 1)),
+            (
+                Heading("Training", "examples / s"),
+                lambda r: _scaled(_cost(runs, r, "examples_per_second"), 1),
+            ),
+            (Heading("Answers", "per second"), lambda r: _scaled(_cost(runs, r, "answers_per_second"), 1)),
+            (Heading("Score", "paper"), lambda r: _score(runs.get(key_of(r)))),
         ]
     headings = [Heading("Method"), Heading("Connector"), *(heading for heading, _ in columns)]
     return BlockTable(TITLE, headings, 2, _blocks(rows, [text for _, text in columns]))
@@ -168,29 +190,45 @@ def _signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _run(runs: Mapping[RunKey, RunCosts], row: Row, name: str) -> float | None:
+def _cost(runs: Mapping[RunKey, Measured], row: Row, name: str) -> float | None:
     run = runs.get(key_of(row))
-    return getattr(run, name) if run else None
+    return getattr(run.costs, name) if run and run.costs else None
 
 
-def to_csv(rows: Sequence[Row], runs: Mapping[RunKey, RunCosts]) -> str:
+def _score(run: Measured | None) -> str:
+    if run is None:
+        return NOTHING
+    ours = NOTHING if run.score is None else f"{run.score:.1f}"
+    return ours if run.published_score is None else f"{ours} ({run.published_score:.1f})"
+
+
+def runs_notes(runs: Mapping[RunKey, Measured], study: str) -> list[str]:
+    """Where the measured columns come from; nothing without them."""
+    known = [run.costs for run in runs.values() if run.costs]
+    if not runs:
+        return []
+    devices = sorted({device for costs in known for device in costs.devices})
+    note = RUNS_NOTE.format(study=study, devices=" and ".join(devices) or "no device yet")
+    left_out = sum(costs.left_out for costs in known)
+    return [note + (f" {left_out} runs on other devices are left out." if left_out else "")]
+
+
+def to_csv(rows: Sequence[Row], runs: Mapping[RunKey, Measured]) -> str:
     """All fields of all rows, with plain numbers."""
     stream = io.StringIO()
-    names = [*Row.__struct_fields__, "runs", "devices", "peak_memory", "step_seconds", "examples_per_second"]
+    costs = ("memory", "step_seconds", "examples_per_second", "tokens_per_second", "answers_per_second")
+    names = [*Row.__struct_fields__, "runs", "devices", "peak_memory", *costs[1:]]
+    names += ["score", "score_stderr", "published_score"]
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
         run = runs.get(key_of(row))
-        measured: list[Any] = [None] * 5
-        if run:
-            measured = [
-                run.runs,
-                ";".join(run.devices),
-                run.memory,
-                run.step_seconds,
-                run.examples_per_second,
-            ]
-        writer.writerow([*msgspec.structs.astuple(row), *measured])
+        found = run.costs if run else None
+        measured: list[Any] = [None] * (2 + len(costs))
+        if found:
+            measured = [found.runs, ";".join(found.devices), *(getattr(found, name) for name in costs)]
+        scores = [run.score, run.stderr, run.published_score] if run else [None] * 3
+        writer.writerow([*msgspec.structs.astuple(row), *measured, *scores])
     return stream.getvalue()
 
 

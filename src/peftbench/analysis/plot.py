@@ -40,7 +40,7 @@ def plot_study(spec: PlotSpec, table: Path, out_dir: Path, results: Path | None 
 
     draw = _kind(spec.kind)
     frame = read_long(table)
-    context = Context(title=spec.title, results=results or table.parent.parent)
+    context = Context(title=spec.title, results=results or table.parent.parent, spec=spec)
     with matplotlib.rc_context(RC):
         figure = draw(frame, context)
         files = {kind: out_dir / f"{spec.study}.{kind}" for kind in ("png", "svg")}

@@ -7,7 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from peftbench.analysis.gallery import CHOICES, Card, gallery
 from peftbench.analysis.grid import Block, Grid, build_grid
+from peftbench.analysis.lines import Line, first_seeds, read_lines
 from peftbench.analysis.outcomes import read_outcomes
 from peftbench.analysis.render import number, table_css, to_html
 from peftbench.analysis.style import (
@@ -26,8 +28,7 @@ from peftbench.canonical import file_sha256
 from peftbench.errors import UserError
 from peftbench.report.costs import costs, origin, summaries
 from peftbench.report.curves import CurvePanel, curve_panel
-from peftbench.report.gallery import Card, gallery
-from peftbench.report.sources import Line, first_seeds, read_lines
+from peftbench.report.pictures import picture_address
 from peftbench.store import atomic_text
 from peftbench.views import ReportSpec
 
@@ -56,7 +57,7 @@ def build_report(spec: ReportSpec, results: Path, out_dir: Path) -> dict[str, An
     cards: list[tuple[str, str, str, list[Card]]] = []
     for dataset in table.datasets:
         mine = [line for line in shown if line.outcome.cell.target == dataset.name]
-        found = gallery(mine, titles, results, results / "images", spec.gallery)
+        found = gallery(mine, titles, results, spec.gallery, spec.choose)
         if found:
             cards.append((dataset.label, dataset.title, dataset.metric, found))
     page = _environment().get_template("page.html.jinja")
@@ -70,6 +71,8 @@ def build_report(spec: ReportSpec, results: Path, out_dir: Path) -> dict[str, An
         curves=_curves(shown, titles, labels),
         key=_key(lines),
         gallery=cards,
+        chosen=CHOICES[spec.choose],
+        address=lambda sha256: picture_address(results / "images", sha256),
         variants=list(dict.fromkeys(line.variant for line in lines if not line.untuned)),
         summaries=summaries(lines),
         costs=costs(lines, titles),

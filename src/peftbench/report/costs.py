@@ -6,8 +6,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from peftbench.analysis.lines import Line, record_in
 from peftbench.analysis.style import method_summary, method_title
-from peftbench.report.sources import Line, record_in
 from peftbench.store import Record
 
 

@@ -7,9 +7,9 @@ from html import escape
 from markupsafe import Markup
 from msgspec import Struct
 
+from peftbench.analysis.lines import Line, read_columns
 from peftbench.analysis.style import DASHES, colour_index, method_title
 from peftbench.errors import UserError
-from peftbench.report.sources import Line, read_columns
 
 LOG = "log.csv"
 EVALUATION = "eval.csv"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from peftbench.analysis.style import INK, MUTED, RULE, SURFACE
+from peftbench.views import PlotSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +33,8 @@ class Context(Struct, frozen=True, kw_only=True):
     title: str
     results: Path
     """The results folder, which the table's column ``scores`` is relative to."""
+    spec: PlotSpec | None = None
+    """All that the figure is asked for; a kind that needs more than the table looks there."""
 
 
 class Sheet:
@@ -50,8 +53,8 @@ class Sheet:
     ) -> None:
         from matplotlib.figure import Figure
 
-        titles = _wrapped(title, width, TITLE * BOLD)
-        footer = [line for note in notes for line in _wrapped(note, width, NOTE)]
+        titles = wrapped(title, width, TITLE * BOLD)
+        footer = [line for note in notes for line in wrapped(note, width, NOTE)]
         columns = _columns(legend, width)
         rows = -(-len(legend) // columns) if legend else 0
         self.top = 0.2 + TITLE_ROW * len(titles) + LEGEND_ROW * rows
@@ -69,11 +72,11 @@ class Sheet:
 
     def text(self, x: float, y: float, text: str, **style: Any) -> None:
         """Text whose upper left corner is there, unless its style says otherwise."""
-        self.figure.text(*self._place(x, y), text, **({"va": "top"} | style))
+        self.figure.text(*self.place(x, y), text, **({"va": "top"} | style))
 
     def axes(self, x: float, y: float, width: float, height: float, sharey: "Axes | None" = None) -> "Axes":
         """An empty panel in the house's style: no frame, a grid along the values (y) only."""
-        left, top = self._place(x, y)
+        left, top = self.place(x, y)
         area = (left, top - height / self.height, width / self.width, height / self.height)
         axes: Axes = self.figure.add_axes(area, sharey=sharey)
         axes.set_facecolor("none")
@@ -84,7 +87,8 @@ class Sheet:
         axes.set_axisbelow(True)
         return axes
 
-    def _place(self, x: float, y: float) -> tuple[float, float]:
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """A place on the sheet as matplotlib counts: fractions from the lower left corner."""
         return x / self.width, 1 - (self.top + y) / self.height
 
     def _legend(self, handles: Sequence[Any], columns: int, place: tuple[float, float]) -> None:
@@ -125,7 +129,7 @@ def cross(axes: "Axes", text: str) -> None:
 
 def empty(context: Context, reason: str, notes: Sequence[str] = ()) -> "Figure":
     """The figure where there is nothing to show: it says why."""
-    lines = _wrapped(f"Nothing to show: {reason}.", 6.0, 9)
+    lines = wrapped(f"Nothing to show: {reason}.", 6.0, 9)
     sheet = Sheet(context.title, 6.0, 0.1 + 0.18 * len(lines), notes=notes)
     sheet.text(EDGE, 0.0, "\n".join(lines), fontsize=9, linespacing=1.3)
     return sheet.figure
@@ -181,7 +185,8 @@ def _parts(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def _wrapped(text: str, width: float, size: float) -> list[str]:
+def wrapped(text: str, width: float, size: float) -> list[str]:
+    """Lines of text of a size (points) that fit into a width (inches), edges left free."""
     return textwrap.wrap(text, max(12, int((width - 2 * EDGE) / (CHARACTER * size)))) or [""]
 
 

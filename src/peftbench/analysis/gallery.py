@@ -1,33 +1,34 @@
-"""A few test pictures per data set with the answer of each method, marked right or wrong.
+"""A few test examples per data set with the answer of each method, marked right or wrong.
 
-The examples are drawn by the hash of their ids: whoever looks knows that nobody picked them.
+Which ones follows from a rule and the hash of their ids: whoever looks knows that nobody picked them.
 """
 
-import base64
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
+from peftbench.analysis.lines import Line, read_columns, record_in
 from peftbench.analysis.style import method_title
 from peftbench.data.example import Example
-from peftbench.data.images import load_image, media_type, read_image
 from peftbench.errors import UserError
-from peftbench.report.sources import Line, read_columns, record_in
+from peftbench.views import Choice
 
-SIDE = 288
-"""Longest side of a picture on the page, in pixels."""
-SMALL = 12_000
-"""Stored pictures of up to so many bytes stand on the page as they are."""
 ENOUGH = 100.0
 """Score of a right answer."""
 MANY_SCORES = 12
 """With more different partial scores than this, a metric grades rather than judges."""
+CHOICES: dict[Choice, str] = {
+    "random": "Test examples drawn by the hash of their ids, not picked.",
+    "base_right_others_wrong": "Chosen by a rule: the untuned model is right and all others are wrong; of these "
+    "drawn by the hash of their ids.",
+}
+"""What a page or figure says of each rule."""
+NEAREST = "Where there are too few of these, the nearest: as many wrong answers as there are."
 Verdict = Literal["right", "wrong", "partial", "graded", "none"]
 
 
@@ -49,10 +50,8 @@ class Card(Struct, frozen=True, kw_only=True):
     """One test example: picture, question, references, answers by model."""
 
     id: str
-    picture: str
-    """``data:`` address; "" where the picture cannot be shown."""
-    problem: str
-    """Why there is no picture."""
+    image: str
+    """sha256 of its picture in the store; "" where it has none."""
     question: str
     prompt: str
     choices: list[tuple[str, bool]]
@@ -61,10 +60,12 @@ class Card(Struct, frozen=True, kw_only=True):
     """Each reference answer, and how often it was given."""
     answers: dict[str, dict[str, list[Answer]]]
     """Title of the model -> title of the method -> answers of its variants; what is untuned comes first."""
+    as_asked: bool = True
+    """Whether it is what the rule looks for; else it is the nearest that there is."""
 
 
 def gallery(
-    lines: Sequence[Line], titles: Mapping[str, str], results: Path, image_store: Path, count: int
+    lines: Sequence[Line], titles: Mapping[str, str], results: Path, count: int, choose: Choice = "random"
 ) -> list[Card]:
     """Cards for ``count`` examples of one data set; none where no run has answered it.
 
@@ -74,9 +75,9 @@ def gallery(
     if not answered or not count:
         return []
     data = _data_folder(answered, results)
-    examples = draw_examples(data / "test.parquet", count)
-    wanted = [example.id for example in examples]
-    judged = _judge([line for line in lines if line in answered], wanted)
+    fits = _fits(answered) if choose == "base_right_others_wrong" else {}
+    examples = draw_examples(data / "test.parquet", count, fits)
+    judged = _judge(answered, [example.id for example in examples])
     cards = []
     for example in examples:
         answers: dict[str, dict[str, list[Answer]]] = {}
@@ -86,17 +87,16 @@ def gallery(
             here = answers.setdefault(titles[line.outcome.cell.model], {})
             here.setdefault(answer.method, []).append(answer)
             prompts.append(answer.prompt)
-        picture, problem = _picture(image_store, example.image)
         cards.append(
             Card(
                 id=example.id,
-                picture=picture,
-                problem=problem,
+                image=example.image,
                 question=example.question,
                 prompt=next(filter(None, prompts), ""),
                 choices=[(text, i == example.answer_index) for i, text in enumerate(example.choices)],
                 references=Counter(example.answers).most_common(),
                 answers=answers,
+                as_asked=not fits or fits.get(example.id) == 1.0,
             )
         )
     return cards
@@ -114,21 +114,41 @@ def _data_folder(answered: Sequence[Line], results: Path) -> Path:
     return results / "data" / f"{dataset}-{digests.pop()}"
 
 
-def draw_examples(path: Path, count: int) -> list[Example]:
-    """Examples in the order of the hash of their ids, those with a picture first."""
+def draw_examples(path: Path, count: int, fits: Mapping[str, float] | None = None) -> list[Example]:
+    """Examples with the highest of ``fits``, of equals those with a picture, then by the hash of their ids."""
     import polars as pl
 
     index = read_columns(path, ["id", "image"])
+    fits = fits or {}
     keys = [
-        (image == "", hashlib.sha256(name.encode()).digest(), row)
+        (-fits.get(name, 0.0), image == "", hashlib.sha256(name.encode()).digest(), row)
         for row, (name, image) in enumerate(index.rows())
     ]
-    rows = [row for _, _, row in sorted(keys)[:count]]
+    rows = [row for *_, row in sorted(keys)[:count]]
     frame = read_columns(path, list(Example.__struct_fields__)).select(pl.all().gather(rows))
     try:
         return msgspec.convert(frame.to_dicts(), list[Example])
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: not a prepared data set: {error}") from None
+
+
+def _fits(lines: Sequence[Line]) -> dict[str, float]:
+    """How far each example is one that the untuned model alone gets right: 1 where it is, then by its wrong answers.
+
+    Half counts whether the untuned model is right, half the share of the others that are wrong; where either side
+    has no scores, the other is all.
+    """
+    sides: dict[bool, dict[str, list[bool]]] = {True: {}, False: {}}
+    for line in lines:
+        if record_in(line.scores) is not None:
+            frame = read_columns(line.scores / "examples.parquet", ["id", "score"])
+            for name, score in frame.drop_nulls("score").rows():
+                right = verdict(score, False, line.outcome.higher_is_better) == "right"
+                sides[line.untuned].setdefault(name, []).append(right == line.untuned)
+    known = [side for side in sides.values() if side]
+    names = dict.fromkeys(name for side in known for name in side)
+    shares = {n: [sum(side[n]) / len(side[n]) if n in side else 0.0 for side in known] for n in names}
+    return {name: sum(values) / len(values) for name, values in shares.items()}
 
 
 def _judge(lines: Sequence[Line], wanted: Sequence[str]) -> dict[int, dict[str, Answer]]:
@@ -140,7 +160,8 @@ def _judge(lines: Sequence[Line], wanted: Sequence[str]) -> dict[int, dict[str, 
     for line in lines:
         if record_in(line.scores) is not None:
             frame = read_columns(line.scores / "examples.parquet", ["id", "score"])
-            distinct.update(frame["score"].drop_nulls().unique().to_list())
+            if line.outcome.higher_is_better:
+                distinct.update(frame["score"].drop_nulls().unique().to_list())
             scores[id(line)] = dict(frame.filter(pl.col("id").is_in(list(wanted))).rows())
     graded = is_graded(distinct)
     found: dict[int, dict[str, Answer]] = {}
@@ -156,7 +177,7 @@ def _judge(lines: Sequence[Line], wanted: Sequence[str]) -> dict[int, dict[str, 
                 untuned=line.untuned,
                 text=text,
                 prompt=prompt,
-                verdict=verdict(score, graded),
+                verdict=verdict(score, graded, line.outcome.higher_is_better),
                 score=score,
                 finished=finished,
             )
@@ -172,10 +193,12 @@ def is_graded(scores: set[float]) -> bool:
     return len(partial) > MANY_SCORES or any(score > ENOUGH + 1e-6 for score in scores)
 
 
-def verdict(score: float | None, graded: bool) -> Verdict:
-    """How an answer is marked."""
+def verdict(score: float | None, graded: bool, higher_is_better: bool = True) -> Verdict:
+    """How an answer is marked. Of a metric that counts faults (hallucinations), 0 is right and all else wrong."""
     if score is None:
         return "none"
+    if not higher_is_better:
+        return "wrong" if score > 1e-6 else "right"
     if graded:
         return "graded"
     if score >= ENOUGH - 1e-6:
@@ -188,25 +211,3 @@ def _unanswered(line: Line) -> Answer:
     return Answer(
         method=method_title(line.method), variant=line.variant, untuned=line.untuned, text=None, status=status
     )
-
-
-def _picture(image_store: Path, sha256: str) -> tuple[str, str]:
-    """A picture as a ``data:`` address, or why it is none."""
-    if not sha256:
-        return "", "no picture"
-    try:
-        stored = read_image(image_store, sha256)
-        picture: Any = load_image(image_store, sha256)  # a picture, not just bytes
-        kind = media_type(stored)
-        if kind and len(stored) <= SMALL:
-            return _address(stored, kind), ""
-    except UserError:
-        return "", "picture missing or damaged"
-    picture.thumbnail((SIDE, SIDE))
-    stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=82, method=6)
-    return _address(stream.getvalue(), "image/webp"), ""
-
-
-def _address(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
