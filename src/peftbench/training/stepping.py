@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from peftbench.errors import UserError
 from peftbench.training.batches import collate, derived_seed
 
 if TYPE_CHECKING:
@@ -20,12 +21,17 @@ if TYPE_CHECKING:
 def make_dynamics(trainer: Trainer) -> Any:
     """The method's dynamics, or None; the model has been prepared and still has its pre-trained weights.
 
+    ``UserError`` where processes hold parts of tensors (ZeRO 3): statistics over a whole one would be wrong.
     Where DeepSpeed fuses the optimizer step with the backward pass, the dynamics are put around that step.
     """
     tuned = trainer.tuned
     make = getattr(tuned.method, "dynamics", None)
     if make is None:
         return None
+    if any(hasattr(parameter, "ds_id") for parameter in tuned.model.parameters()):
+        raise UserError(
+            f"method {trainer.spec.method} needs whole tensors in each process: use a ZeRO stage of 2 or less"
+        )
     dynamics = make(tuned, tuned.settings, trainer.spec.seed)
     wrapper = getattr(trainer.accelerator, "deepspeed_engine_wrapped", None)
     if wrapper is not None:
