@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import msgspec
+
 from peftbench.config import Settings, module_names
 from peftbench.config_types import DatasetConfig, ModelConfig
 from peftbench.retrieve.origin import Origin
+from peftbench.study import method_module
 
 PAGE = Path("docs/catalogue.md")
 NOTE = "Made by `peftbench schema --write` from the files of `config/` and `src/peftbench/methods/`: do not edit."
@@ -52,7 +55,15 @@ def catalogue(root: Path) -> str:
         "",
         "## Methods",
         "",
-        ", ".join(f"`{name}`" for name in module_names("method") if name != "base") + ".",
+    ]
+    lines += _table(
+        ["file", "method", "what", "places", "merges", "default settings"],
+        [_method(name) for name in module_names("method") if name != "base"],
+    )
+    lines += [
+        "",
+        "Each file says where its defaults come from. Places: parts of a decoder layer that the axis `location` can "
+        "name, the default first.",
         "",
     ]
     return "\n".join(lines)
@@ -93,9 +104,23 @@ def _dataset(name: str, config: DatasetConfig) -> list[str]:
     ]
 
 
-def _origins(source: dict[str, object]) -> dict[str, Origin]:
-    import msgspec
+def _method(name: str) -> list[str]:
+    module = method_module(name)
+    defaults = msgspec.to_builtins(module.Config())
+    places = sorted(module.LOCATIONS, key=lambda place: place != module.DEFAULT_LOCATION)
+    return [
+        f"`{name}`",
+        str(getattr(module, "TITLE", name)),
+        (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ").replace("|", "\\|").replace("``", "`"),
+        ", ".join(places),
+        "yes" if module.MERGEABLE else "no",
+        ", ".join(
+            f"{key} {value}" for key, value in defaults.items() if value is not None and value is not False
+        ),
+    ]
 
+
+def _origins(source: dict[str, object]) -> dict[str, Origin]:
     block = source.get("from", {})
     return (
         {name: msgspec.convert(entry, Origin) for name, entry in block.items()}

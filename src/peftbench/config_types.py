@@ -288,9 +288,9 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     axes: dict[str, Any]
     """The grid: ``model``, ``dataset``, ``method`` (required), ``target`` (data sets to test on, where they are not
     the ones tuned on), ``connector``, ``vision``, ``exposure`` (false, true), ``location``, ``train_size``, ``seed``,
-    ``epoch`` (whose weights answer), any key of ``training``, any setting of a method (``rank``, or ``lora.rank`` for
-    one method). Each is a value or a list; ``model`` and ``dataset`` also take ``lineup``, ``dataset`` and ``target``
-    take ``seen`` and ``unseen``."""
+    ``epoch`` (whose weights answer), ``merge`` (auto, never, always: into the weights, before answering), any key of
+    ``training``, any setting of a method (``rank``, or ``lora.rank`` for one method). Each is a value or a list;
+    ``model`` and ``dataset`` also take ``lineup``, ``dataset`` and ``target`` take ``seen`` and ``unseen``."""
     grids: list[dict[str, Any]] = []
     """Several grids in one study: each entry holds axes that come on top of ``axes``, or in the place of some."""
     kind: str = "table"

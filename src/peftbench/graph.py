@@ -311,7 +311,7 @@ class Plan:
         model = self.settings.model(run.model, "a study")
         dataset = self.settings.dataset(run.target, "a study")
         evaluation = self.main.evaluation
-        if evaluation.merge == "always" and run.method != BASE and not method_module(run.method).MERGEABLE:
+        if run.merge == "always" and run.method != BASE and not method_module(run.method).MERGEABLE:
             raise UserError(
                 f"config/config.yaml: evaluation.merge: method {run.method} cannot be merged: set auto or never"
             )
@@ -328,7 +328,7 @@ class Plan:
             precision=run.training.precision or model.precision,
             vision=run.vision,
             epoch=run.epoch,
-            merge=evaluation.merge,
+            merge=run.merge,
         )
         base = self.base(run)
         inputs = {"base": base, "data": self.prepare(run.target)}

@@ -21,6 +21,8 @@ Location = Literal["attn", "mlp", "both", "default"]
 Precision = Literal["fp32", "bf16"]
 Schedule = Literal["cosine", "constant", "linear"]
 TrainSize = PositiveInt | Literal["full"]
+Merge = Literal["auto", "never", "always"]
+"""Whether a method is merged into the weights before it answers; auto: where that rounds nothing, with fp32 weights."""
 Epoch = PositiveInt | Literal["last", "best", "near1", "near2", "near3", "near4"]
 """Whose weights answer: ``best`` has the lowest evaluation loss, ``near1`` to ``near4`` are the epochs nearest to it
 in time (the paper's "overfitting epochs", section 5.5); of two equally near the later one comes first."""
@@ -205,8 +207,8 @@ class PredictSpec(Spec, frozen=True, kw_only=True):
     vision: Connector = "frozen"
     epoch: Epoch = "last"
     """Which of the run's weights."""
-    merge: Literal["auto", "never", "always"] = "auto"
-    """Whether methods that merge exactly are merged before generation; always: in bf16 too, and others are an error."""
+    merge: Merge = "auto"
+    """Whether the method is merged into the weights before generation."""
 
 
 class ScoreSpec(Spec, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from peftbench.canonical import canonical_json, normalised
 from peftbench.config import Settings, typed
 from peftbench.config_types import StudyConfig, Training
 from peftbench.errors import UserError, did_you_mean
-from peftbench.spec import Connector, Epoch, Location, Optim, Spec, TrainSize
+from peftbench.spec import Connector, Epoch, Location, Merge, Optim, Spec, TrainSize
 
 COORDINATES: dict[str, Any] = {
     "model": str,
@@ -27,9 +27,10 @@ COORDINATES: dict[str, Any] = {
     "vision": Connector,
     "epoch": Epoch,
     "exposure": bool,
+    "merge": Merge,
 }
 """The axes that every run has, with the type of their values."""
-OPTIONAL = ("vision", "epoch", "exposure")
+OPTIONAL = ("vision", "epoch", "exposure", "merge")
 """Those that few studies have: like settings of methods they are shown only where a study names them."""
 DERIVED = ("setting", "measure")
 """What tables may be laid out by besides: all further axes of a run in words, and which of its numbers it is."""
@@ -70,6 +71,8 @@ class Run(Spec, frozen=True, kw_only=True):
     """Share of the training examples that trials are compared on."""
     exposure: bool
     """Whether the base model was shown the seen data sets first."""
+    merge: Merge
+    """Whether the method is merged into the weights before it answers."""
     axes: dict[str, Any]
     """Values of the study's further axes."""
 
@@ -134,6 +137,7 @@ class Expander:
             epoch="last" if method == BASE else self._epoch(point.get("epoch", "last"), training),
             keep_epochs=method != BASE and axes.get("epoch", ["last"]) != ["last"],
             exposure=point.get("exposure", False),
+            merge=self._merge(module, method, point.get("merge")),
             trials=self._trials(module, settings),
             validation=self.study.tuning.validation if self.study.tuning and module.TRAINS else 0.0,
             axes=further | {axis: point[axis] for axis in OPTIONAL if axis in point},
@@ -166,6 +170,13 @@ class Expander:
                 f"{self.file}: axes.epoch: there is no epoch {epoch} of {training.epochs}: raise training.epochs"
             )
         return "last" if epoch == training.epochs else epoch
+
+    def _merge(self, module: ModuleType, method: str, merge: Any) -> Any:
+        if merge == "always" and not module.MERGEABLE:
+            raise UserError(
+                f"{self.file}: axes.merge: {method} cannot be merged into the weights: leave it out by exclude or grids"
+            )
+        return merge or self.settings.main.evaluation.merge
 
     def _train_size(self, point: dict[str, Any]) -> Any:
         """Examples to train with, as the study has it; ``Plan.subset`` knows when that is all there are."""

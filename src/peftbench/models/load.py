@@ -38,6 +38,8 @@ class Base:
         self.pad_token_id: int = int(self.tokenizer.eos_token_id if pad is None else pad)
         self.accepted: frozenset[str] = frozenset(inspect.signature(model.forward).parameters)
         """Names of the inputs that the model takes."""
+        self.lead: list[int] = []
+        """Ids that stand before every example: places of a learnt prompt, for methods that have one."""
 
     def end_tokens(self) -> set[int]:
         """Ids that end an answer: the tokenizer's end token and what the model's configuration lists."""

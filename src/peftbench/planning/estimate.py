@@ -270,7 +270,8 @@ class Estimator:
         example = self._example(subject)
         mean, longest = self.lengths.steps(subject.model, subject.dataset, config.stands_for, most)
         cached = subject.cached and spec.get("vision", "frozen") == "frozen"
-        merged = method.mergeable and spec.get("merge", "auto") == "auto" and precision == "fp32"
+        merge = spec.get("merge", "auto")
+        merged = method.mergeable and (merge == "always" or (merge == "auto" and precision == "fp32"))
         cost = operations.answering(sizes, method, example, longest, precision, merged, cached)
         batches = math.ceil(rows / batch)
         launch = sizes.layers * over.layer_step

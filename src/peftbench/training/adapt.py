@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,14 @@ import msgspec
 
 from peftbench.errors import UserError
 from peftbench.models.arch import component_counts, measure_dims, partition
+from peftbench.spec import PredictSpec
 from peftbench.training.delta import DELTA_FILE, base_hash, check_base, write_delta
 
 if TYPE_CHECKING:
     import torch
 
     from peftbench.models.load import Base
-    from peftbench.spec import ModelNames, PredictSpec, TrainSpec
+    from peftbench.spec import ModelNames, TrainSpec
 
 ADAPTER_DIR = "adapter"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -91,7 +93,11 @@ def attach(base: Base, spec: TrainSpec | PredictSpec) -> Tuned:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name on its way out
-        model = method.apply(base.model, spec.model, settings, spec.location)
+        # Where trained weights will be loaded, a method need not compute its initial ones, if it can do without.
+        given = isinstance(spec, PredictSpec) and "fresh" in inspect.signature(method.apply).parameters
+        arguments = {"fresh": False} if given else {}
+        model = method.apply(base.model, spec.model, settings, spec.location, **arguments)
+    base.lead = model.base_model.lead_ids() if hasattr(method, "LEADS") else []
     tuned = Tuned(model, method, settings)
     wrapped = tuned.model is not base.model
     own = ("language", "embeddings", "method") if tuned.in_place else ("method",)
@@ -149,7 +155,6 @@ def save(tuned: Tuned, directory: Path, base_name: str, final: bool = True) -> N
     ``base_name`` is recorded as the base model's name; a path would make equal results differ between machines. A
     save that is not ``final`` leaves the model as it is, to be trained further.
     """
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     finish = getattr(tuned.method, "finish", None)
@@ -163,10 +168,7 @@ def save(tuned: Tuned, directory: Path, base_name: str, final: bool = True) -> N
         folder = directory / ADAPTER_DIR
         folder.mkdir(parents=True)
         config = copy.deepcopy(tuned.model.peft_config["default"])
-        if finish and not final:
-            weights = tuned.method.snapshot(tuned.model, config)
-        else:
-            weights = get_peft_model_state_dict(tuned.model, save_embedding_layers=False)
+        weights = _weights(tuned, config, finished=bool(finish and final))
         save_file(_plain(weights), folder / ADAPTER_FILE, metadata={"format": "pt"})
         config.base_model_name_or_path, config.inference_mode = base_name, True
         config.save_pretrained(str(folder))
@@ -180,6 +182,16 @@ def save(tuned: Tuned, directory: Path, base_name: str, final: bool = True) -> N
             save_file(_plain(plain), directory / name, metadata={"format": "pt"})
 
 
+def _weights(tuned: Tuned, config: Any, finished: bool) -> dict[str, torch.Tensor]:
+    """What is saved of a method, and its configuration (changed in place): peft's, or as the method has it."""
+    from peft import get_peft_model_state_dict
+
+    if hasattr(tuned.method, "snapshot") and not finished:
+        weights: dict[str, torch.Tensor] = tuned.method.snapshot(tuned.model, config)
+        return weights
+    return get_peft_model_state_dict(tuned.model, save_embedding_layers=False)
+
+
 def _plain(weights: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())}
 
@@ -191,7 +203,7 @@ def restore(tuned: Tuned, run_dir: Path) -> None:
     for another base model.
     """
     import torch
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
     stored: list[tuple[dict[str, Any], str]] = [
         (tuned.connector_parameters, CONNECTOR_FILE),
@@ -201,12 +213,13 @@ def restore(tuned: Tuned, run_dir: Path) -> None:
         stored.insert(0, (tuned.method_parameters, DELTA_FILE))
     elif tuned.method.TRAINS:
         path = run_dir / ADAPTER_DIR / ADAPTER_FILE
-        if hasattr(tuned.method, "finish"):
-            tuned.method.finish(tuned.model)  # saved weights are in the finished form
+        finish = getattr(tuned.method, "finish", None)
+        if finish:
+            finish(tuned.model)  # saved weights are in the finished form
         weights = _read(path)
-        own = get_peft_model_state_dict(tuned.model, save_embedding_layers=False)
-        _check_same(path, weights, own)
-        set_peft_model_state_dict(tuned.model, weights)
+        config = copy.deepcopy(tuned.model.peft_config["default"])
+        _check_same(path, weights, _weights(tuned, config, finished=bool(finish)))
+        getattr(tuned.method, "load", set_peft_model_state_dict)(tuned.model, weights)
     for parameters, file in stored:
         if not parameters:
             continue
@@ -227,9 +240,7 @@ def merge(tuned: Tuned, name: str) -> None:
     A method that trains those weights themselves has nothing to be merged.
     """
     if not tuned.method.MERGEABLE:
-        raise UserError(
-            f"method {name} cannot be merged into the weights: set evaluation.merge: auto or never"
-        )
+        raise UserError(f"method {name} cannot be merged into the weights: set merge: auto or never")
     if not tuned.in_place:
         tuned.model.merge_and_unload()
 

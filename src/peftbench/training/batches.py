@@ -106,7 +106,9 @@ def encode(
             from peftbench.models.labels import chat_marks_mask, chat_marks_tail
 
             ids = ids + chat_marks_tail(base.tokenizer)
-            loss = np.array(chat_marks_mask(ids, length, base.tokenizer), dtype=bool)
+            mask = chat_marks_mask(ids, length, base.tokenizer)
+            loss = np.array([False] * len(base.lead) + list(mask), dtype=bool)
+        ids, length = base.lead + ids, len(base.lead) + length
         types = base.token_types(ids, length)
         result.append(
             Encoded(
