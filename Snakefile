@@ -44,7 +44,7 @@ check_targets(sys.argv[1:])
 
 
 onstart:
-    lay_out_tickets()
+    begin()
 
 
 onsuccess:

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "peftbench.annotation.annotate_cli",
         "peftbench.reruns.commands",
         "peftbench.planning.plan_cli",
+        "peftbench.watch.watch_cli",
     ):
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name).add_parser(commands)

@@ -24,7 +24,9 @@ from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.errors import RunFailed, UserError
 from peftbench.failures import forget_failure, note_failure, result_or_failure
 from peftbench.fingerprint import Code, changes, guard_imports
+from peftbench.lease import myself
 from peftbench.provenance import Meter
+from peftbench.running import State, announced_job
 from peftbench.spec import SPECS, Execution, Spec
 from peftbench.stages import RULES, TOLERANT, live_code
 from peftbench.store import (
@@ -201,7 +203,17 @@ def _make_result(
             _say("already made by another process")
             return
         job = Job(ticket, spec, inputs, output, output.parent, execution)
-        with partial_directory(output.parent, lease.check) as job.work:
+        state = State(
+            digest=ticket.digest,
+            stage=stage,
+            label=ticket.label,
+            who=myself(),
+            log=str(arguments.log.absolute()) if arguments.log else "",
+        )
+        with (
+            announced_job(results, state),
+            partial_directory(output.parent, lease.check) as job.work,
+        ):
             try:
                 if stage not in TOLERANT:
                     _refuse_failed(inputs, results)

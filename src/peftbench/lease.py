@@ -39,6 +39,9 @@ class LeaseLostError(UserError):
 class Lease:
     """A lock file that is ours. Its three lines: who, a token and the machine's boot, a counter."""
 
+    interrupts = True
+    """Whether its loss interrupts the main thread."""
+
     def __init__(self, path: Path, handle: int, content: bytes, token: str) -> None:
         self.path, self.token = path, token
         self._handle = handle
@@ -46,7 +49,7 @@ class Lease:
         self._beats = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lease {path.name}", daemon=True)
-        self._interrupts = threading.current_thread() is threading.main_thread()
+        self._in_main = threading.current_thread() is threading.main_thread()
         self._thread.start()
 
     def check(self) -> None:
@@ -71,7 +74,7 @@ class Lease:
     def _beat(self) -> None:
         while not self._ended.wait(seconds() / BEATS):
             if not self.held():
-                if self._interrupts and not self._ended.is_set():
+                if self.interrupts and self._in_main and not self._ended.is_set():
                     with contextlib.suppress(OSError, ValueError):
                         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
@@ -120,6 +123,20 @@ def unless_locked(lock: Path) -> Iterator[bool]:
         return
     with _ending(lease):
         yield True
+
+
+@contextlib.contextmanager
+def holding(lock: Path) -> Iterator[None]:
+    """Hold a lock file of a name that nobody else uses, as a sign of life; its loss is of no consequence."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lease = _create(lock)
+    if lease is not None:
+        lease.interrupts = False
+    try:
+        yield
+    finally:
+        if lease is not None:
+            lease.release()
 
 
 def held_by_other(lock: Path, trusted_seconds: float) -> bool:
@@ -219,7 +236,7 @@ def _replace(lock: Path, content: bytes) -> Lease | None:
 def _own(lock: Path, handle: int, file: Path) -> Lease:
     """Write who we are into a new file and give it the lock's name."""
     token = os.urandom(16).hex()
-    content = f"{_myself()}\n{token} {_this_boot()}\n".encode() + _counter(0)
+    content = f"{myself()}\n{token} {_this_boot()}\n".encode() + _counter(0)
     try:
         with contextlib.suppress(OSError):  # a file system without flock: then only the signs of life count
             fcntl.flock(handle, fcntl.LOCK_EX)  # at most those who look hold it, for a moment
@@ -278,7 +295,7 @@ def _counter(number: int) -> bytes:
     return b"%012d\n" % number
 
 
-def _myself() -> str:
+def myself() -> str:
     """This process, in words."""
     job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
     slurm = f" (SLURM job {job}{f', restart {restarts}' if restarts else ''})" if job else ""

@@ -83,6 +83,12 @@ def _peak_memory() -> int:
     return max(peaks) * unit
 
 
+def used_gpus() -> int:
+    """How many GPUs this process uses."""
+    count: int = _device()["count"]
+    return count
+
+
 def _device() -> dict[str, Any]:
     """The GPUs that this process really used; asking must not load torch or start CUDA."""
     torch = sys.modules.get("torch")

@@ -1,6 +1,7 @@
 # The plan of all jobs, and what the rules ask of it. Everything else is in src/peftbench.
 
 import atexit
+import contextlib
 import difflib
 import functools
 import os
@@ -84,12 +85,22 @@ def check_targets(arguments):
             sys.exit(f"error: there is no study {word!r}; did you mean {near[0]!r}?")
 
 
-def lay_out_tickets():
-    """Write what each job is told; where that cannot be, it is one line, as everywhere."""
+def begin():
+    """Write what each job is told, and what this Snakemake is going to run, for 'peftbench watch'."""
     try:
         PLAN.write_tickets()
     except UserError as error:
         sys.exit(f"error: {error}")
+    if workflow.is_main_process:
+        from peftbench.watch.announce import announce
+
+        needrun = workflow.dag.needrun_jobs(exclude_finished=False)
+        logs = {
+            Path(job.params.ticket).stem: str(job.log[0])
+            for job in needrun
+            if not job.is_norun
+        }
+        AT_WORK.enter_context(announce(PLAN, logs, config))
 
 
 @functools.cache
@@ -114,6 +125,7 @@ def end_with_failures():
     """Name the runs that failed, put them back among what is to be made, and end with status 1 if there are any."""
     if not workflow.is_main_process:
         return
+    AT_WORK.close()
     from peftbench.reruns.failed import report, settle
 
     lines = report(PLAN, digests_of(workflow.dag.jobs))
@@ -138,6 +150,10 @@ def say_costs():
     run = digests_of(workflow.dag.needrun_jobs(exclude_finished=False))
     print_dry_run(PLAN, digests_of(workflow.dag.jobs), run, Path.cwd())
 
+
+# What tells others that this Snakemake is at work; ends with it.
+AT_WORK = contextlib.ExitStack()
+atexit.register(AT_WORK.close)
 
 # Snakemake calls onsuccess in real runs alone. At its exit the graph is still there.
 atexit.register(say_costs)

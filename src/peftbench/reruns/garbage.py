@@ -18,6 +18,7 @@ from peftbench.failures import NOTES
 from peftbench.graph import VIEW_FILES, Plan
 from peftbench.lease import held_by_other
 from peftbench.reruns.records import Store, digest_in, result_folders
+from peftbench.running import FOLDER as RUNNING
 from peftbench.store import PARTIAL, RECORD, unless_locked
 
 TRASH = ".trash"
@@ -71,7 +72,13 @@ class Collector:
         _ = self.store.all  # names the broken ones
         self.needed = self._closure({*self.planned, *self._young(folders)}) | self._needed_by_work()
         items = [*self._results(folders), *self._images(folders), *self._caches(), *self._views()]
-        items += [*self._staging(), *self._partials(folders), *self._tickets(), *self._trash()]
+        items += [
+            *self._staging(),
+            *self._partials(folders),
+            *self._tickets(),
+            *self._announcements(),
+            *self._trash(),
+        ]
         return Found(
             items=items,
             notes=self.notes + self.store.broken,
@@ -329,6 +336,17 @@ class Collector:
             for path in sorted(_files(self.results / folder)):
                 if path.stem not in self.needed and self._old(path):
                     yield Item(kind=kind, path=path, bytes=path.stat().st_size)
+
+    def _announcements(self) -> Iterator[Item]:
+        """What killed processes said of themselves."""
+        for path in sorted(_files(self.results / RUNNING)):
+            lock = (
+                path.with_suffix(".lock")
+                if path.name.startswith("run-")
+                else self.results / ".locks" / path.stem
+            )
+            if not self._held(lock) and self.now - _mtime(path) > DAY:
+                yield Item(kind="left-over", path=path, bytes=path.stat().st_size)
 
     def _trash(self) -> Iterator[Item]:
         for path in sorted(_entries(self.results / TRASH)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from peftbench.running import tell
+
 FINGERPRINT_EXEMPT = "tells how far a job is; does not compute"
 INTERVAL = 5.0
 """Seconds between two lines."""
@@ -19,12 +21,15 @@ class Progress:
 
     def step(self, done: int, note: str = "") -> None:
         """Say how far it is, if the last line is old enough or this is the end."""
-        now = time.monotonic()
-        if not self.enabled or (now - self.last < INTERVAL and done < self.total):
+        if not self.enabled:
             return
-        self.last = now
+        now = time.monotonic()
         elapsed = now - self.start
         left = elapsed / done * (self.total - done) if done else 0.0
+        tell(self.label, done, self.total, note, left)
+        if now - self.last < INTERVAL and done < self.total:
+            return
+        self.last = now
         note = f" {note}" if note else ""
         line = f"{self.label} {done}/{self.total}{note}, {elapsed:.0f} s, {left:.0f} s left"
         print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""``peftbench watch``: a running study, as people expect to see it."""
