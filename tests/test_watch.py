@@ -172,7 +172,7 @@ def project(tmp_path_factory):
         "    from peftbench.training.progress import Progress\n"
         '    progress = Progress("train", 30)\n'
         "    for step in range(1, 31):\n"
-        "        time.sleep(0.1)\n"
+        "        time.sleep(0.2)\n"
         '        progress.step(step, f"loss {3 / step:.4f}")',
     )
     return made

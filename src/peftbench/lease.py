@@ -117,7 +117,10 @@ def locked(lock: Path, waiting: Callable[[str], object]) -> Iterator[Lease]:
 def unless_locked(lock: Path) -> Iterator[bool]:
     """Hold a lock file without waiting; tells whether it could be had."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    lease = _create(lock) or (_replace(lock, _read(lock)) if _abandoned(lock) else None)
+    lease = _create(lock)
+    with contextlib.suppress(FileNotFoundError):  # given up just now: its holder was there
+        if lease is None and _abandoned(lock):
+            lease = _replace(lock, _read(lock))
     if lease is None:
         yield False
         return
