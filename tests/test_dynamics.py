@@ -319,7 +319,8 @@ def test_what_is_kept_is_what_the_planner_plans(method, precision, connector):
     assert without.trainable == OPTIMISED * learns
     extra = memory.trainable - without.trainable
     held = trainer.dynamics.nbytes()
-    if method == "dare":  # the planner adds the copy during the merge
+    # the planner adds the copy during the merge, and the penalty's gradients
+    if method in ("dare", "l1_to_pretrained", "l2_to_pretrained"):
         held += 4 * learns
     if precision == "fp32":  # norms of ones and biases of zero are kept in bf16 there too
         short = sum(t.numel() for t in trainer.dynamics.pretrained.values() if t.dtype == torch.bfloat16)

@@ -371,6 +371,34 @@ def test_several_grids_are_one_study(project):
         project.plan()
 
 
+def test_a_method_that_cannot_be_merged_is_named_before_any_job(project):
+    project.write_yaml("config/config.yaml", main_with(evaluation={"merge": "always"}))
+    with pytest.raises(
+        UserError, match=r"evaluation.merge: method adapter cannot be merged: set auto or never"
+    ):
+        project.plan()
+    study = study_with(axes=STUDY["axes"] | {"method": ["lora", "spider"]})
+    project.write_yaml("config/studies/small.yaml", study)
+    specs = [msgspec.json.decode(job.spec) for job in project.plan().jobs.values() if job.stage == "predict"]
+    assert {spec["merge"] for spec in specs} == {"always"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"modules": []}, r"methods.spider.modules: .*length >= 1"),
+        ({"modules": ["vision"]}, r"methods.spider.modules\[0\]: .*'vision'"),
+        ({"blocks": 0}, "methods.spider.blocks: .*>= 1"),
+    ],
+)
+def test_a_selection_of_nothing_is_named_before_any_job(project, settings, message):
+    axes = STUDY["axes"] | {"method": ["spider"]}
+    project.write_yaml("config/studies/small.yaml", study_with(axes=axes, methods={"spider": settings}))
+    with pytest.raises(UserError, match=message) as caught:
+        project.plan()
+    assert "\n" not in str(caught.value)
+
+
 def test_more_examples_than_there_are(project):
     axes = STUDY["axes"] | {"train_size": [10, 21]}
     project.write_yaml("config/studies/small.yaml", {"title": "S", "axes": axes})

@@ -140,11 +140,19 @@ def generator(seed: int, purpose: str, name: str) -> torch.Generator:
 
 
 def mean_distance(dynamics: Dynamics, power: int) -> torch.Tensor:
-    """Mean over tensors of the mean of ``|w - w_pretrained| ** power``."""
-    import torch
+    """Mean over tensors of the mean of ``|w - w_pretrained| ** power``.
 
-    terms = []
-    for name, parameter in dynamics.parameters.items():
+    Differences are formed again in the backward pass, one tensor at a time, instead of being kept for it.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    def distance(parameter: torch.Tensor, name: str) -> torch.Tensor:
         difference = parameter - dynamics.base(name)
-        terms.append(difference.abs().mean() if power == 1 else difference.square().mean())
+        return difference.abs().mean() if power == 1 else difference.square().mean()
+
+    terms = [
+        checkpoint(distance, parameter, name, use_reentrant=False, preserve_rng_state=False)
+        for name, parameter in dynamics.parameters.items()
+    ]
     return torch.stack(terms).mean()

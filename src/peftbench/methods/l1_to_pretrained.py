@@ -60,5 +60,8 @@ def dynamics(tuned: Any, config: Config, seed: int) -> Penalised:
 
 
 def kept_memory(config: Config) -> tuple[int, float, bool]:
-    """Copies in the base model's type, further bytes per trained parameter, and whether the connector has them too."""
-    return 1, 0.0, config.on_connector
+    """Copies in the base model's type, further bytes per trained parameter, and whether the connector has them too.
+
+    With the penalty's gradients, which are there beside those of the loss for a while.
+    """
+    return 1, 4.0, config.on_connector
