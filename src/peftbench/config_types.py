@@ -307,6 +307,10 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     measures: dict[str, str] = {}
     """Several numbers of each scored run: name -> path into the facts of its record, such as ``extra.rate``. They are
     the axis ``measure``; none: the metric's value alone."""
+    people: str | None = None
+    """Of a study whose answers people mark (``peftbench annotate``): the ``hallucination.json`` that ``annotate count``
+    wrote, relative to the project's folder. Its counts stand beside the metric's values, each with its source. Empty:
+    nobody has counted yet, which the table says."""
     short: Literal["refuse", "all"] = "refuse"
     """What ``train_size`` means where a data set has fewer examples: a mistake, or all of them."""
     exclude: list[dict[str, Any]] = []

@@ -18,6 +18,7 @@ from peftbench.config import Settings, describes_data, needs_judge
 from peftbench.config_types import Metric, ModelConfig, Published
 from peftbench.errors import UserError, did_you_mean
 from peftbench.fingerprint import Code, Fingerprinter, default_fingerprinter, with_versions
+from peftbench.people_file import read_people
 from peftbench.retrieve.origin import Origin, parse_origins
 from peftbench.spec import (
     BaseSpec,
@@ -46,6 +47,7 @@ from peftbench.views import (
     DescribedModel,
     DescribeSpec,
     ModelInfo,
+    People,
     PlotSpec,
     ReportSpec,
     TabulateSpec,
@@ -421,6 +423,8 @@ class Plan:
                 for run, score in zip(runs, scores, strict=True)
                 for measure in study.measures or [""]
             ],
+            people=self._people(name, study.people),
+            metric=study.metric.name if study.metric and study.people is not None else "",
         )
         self._tables[name] = table
         tabulate = self._add("tabulate", table, {}, name, "tables/.made")
@@ -487,6 +491,12 @@ class Plan:
         if study.runs_of:
             data += self.study(study.runs_of).scores
         return StudyPlan(name=name, group=study.group, runs=[], scores=[], describe=job, data=data)
+
+    def _people(self, name: str, file: str | None) -> People | None:
+        """What people counted in the answers of a study; None for one whose answers nobody counts."""
+        if not file:
+            return None if file is None else People()
+        return read_people(self.settings.root / file, f"config/studies/{name}.yaml: people")
 
     def _runs_of(self, name: str, other: str) -> TabulateSpec | None:
         """The table of the study whose runs another one shows too."""

@@ -64,6 +64,30 @@ class Cell(Spec, frozen=True, kw_only=True):
     """Folder of the scores, relative to the results; its parent holds the predictions, the next the run."""
 
 
+class PeopleCount(Spec, frozen=True, kw_only=True):
+    """What people counted in the answers of one method at one epoch."""
+
+    method: Name
+    epoch: str
+    """Its number; "" where the study has no epochs."""
+    answers: str
+    """Digest of the predictions that they read."""
+    hallucinated: int
+    n: int
+    low: float
+    high: float
+    """Bounds of the 95 % interval of the rate, 0-100."""
+
+
+class People(Spec, frozen=True, kw_only=True):
+    """People's counts beside a metric's values; none yet where ``annotators`` is 0."""
+
+    annotators: int = 0
+    agreement: str = ""
+    """Kappa with its interval, or why there is none."""
+    counts: list[PeopleCount] = field(default_factory=list)
+
+
 class TabulateSpec(Spec, frozen=True, kw_only=True):
     """A table as a view over runs."""
 
@@ -84,6 +108,10 @@ class TabulateSpec(Spec, frozen=True, kw_only=True):
     models: list[ModelInfo]
     datasets: list[DatasetInfo]
     cells: list[Cell]
+    people: People | None = None
+    """Of a table whose numbers people may count too: what they counted. Then it says the source of each number."""
+    metric: str = ""
+    """Of such a table: the metric that its values are from."""
 
 
 class PlotSpec(Spec, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from peftbench.analysis.statistics.result import NotComputable
 from peftbench.analysis.statistics.ties import Ties, tied_with_best
 from peftbench.analysis.style import UNTUNED, axis_title, method_title, variant_title
 from peftbench.errors import UserError
-from peftbench.views import TabulateSpec
+from peftbench.views import People, PeopleCount, TabulateSpec
 
 AVERAGES = {"all": "Average", "seen": "Avg. seen", "unseen": "Avg. unseen"}
 NO_VALUE = "–"
@@ -40,6 +40,8 @@ class GridCell(Struct, frozen=True, kw_only=True):
     estimate: Estimate | None = None
     higher_is_better: bool = True
     published: float | None = None
+    people: PeopleCount | None = None
+    """What people counted in the same answers."""
     best: bool = False
     """The best of its block and column, or not told from it: by the paired bootstrap over test items where
     ``items`` are there, else because it lies within the best one's interval."""
@@ -95,6 +97,8 @@ class Grid(Struct, frozen=True, kw_only=True):
     blocks: list[Block]
     paired: bool = False
     """Whether marks come from the paired bootstrap wherever items can be compared."""
+    sources: list[str] = []
+    """Sentences on where the numbers come from, of a table where people count too."""
 
     @property
     def rows(self) -> list[GridRow]:
@@ -135,7 +139,10 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome], read_items: Read
     rows = []
     for key in keys:
         cells = [_place(spec, outcomes, placed[key].get(column, []), read_items) for column in columns]
-        means = [_mean([cells[i] for i in chosen]) for _, chosen in averages]
+        means = [
+            _mean([cells[i] for i in chosen], spec.columns not in ("dataset", "target"))
+            for _, chosen in averages
+        ]
         labels = _labels(spec, key, untuned[key])
         name = _name(spec, key, labels)
         rows.append(GridRow(labels=labels, name=name, untuned=untuned[key], cells=cells, averages=means))
@@ -146,7 +153,34 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome], read_items: Read
         averages=[column for column, _ in averages],
         blocks=_blocks(spec, keys, rows),
         paired=read_items is not None,
+        sources=_sources(spec, outcomes),
     )
+
+
+def annotators(people: People) -> str:
+    """Who counted: "2 people, majority"."""
+    return f"{people.annotators} people, majority" if people.annotators > 1 else "1 person"
+
+
+def _sources(spec: TabulateSpec, outcomes: Sequence[Outcome]) -> list[str]:
+    """Where each kind of number comes from; nothing where people do not count."""
+    people = spec.people
+    if people is None:
+        return []
+    found = [f"Values: automatic ({spec.metric})."]
+    if spec.published_rows:
+        found.append("Published values: counted by people, as the paper says.")
+    if not people.annotators:
+        found.append(f"People have not counted here yet ('peftbench annotate make {spec.study}').")
+        return found
+    shown = {o.people.answers for o in outcomes if o.people}
+    found.append(f"People: counted by {annotators(people)}; {people.agreement}.")
+    left = sum(one.answers not in shown for one in people.counts)
+    if left:
+        found.append(
+            f"{left} of their {len(people.counts)} counts are of answers that these runs do not give any more."
+        )
+    return found
 
 
 def _everywhere(spec: TabulateSpec, point: dict[str, Any]) -> bool:
@@ -256,6 +290,7 @@ def _place(
         estimate=over_seeds([o.estimate for o in here if o.estimate]),
         higher_is_better=here[0].higher_is_better,
         published=published,
+        people=next((o.people for o in here if o.people), None),
         items=_items(here, read_items),
     )
 
@@ -280,7 +315,8 @@ def _check_seeds_only(spec: TabulateSpec, here: Sequence[Outcome]) -> None:
             )
 
 
-def _mean(cells: Sequence[GridCell]) -> GridCell:
+def _mean(cells: Sequence[GridCell], same_items: bool) -> GridCell:
+    """The average of a row's cells; ``same_items``: all are about the same test examples."""
     cells = [cell for cell in cells if cell.status != "absent"]
     if not cells:
         return GridCell(status="absent", reason="not part of the study")
@@ -292,12 +328,13 @@ def _mean(cells: Sequence[GridCell]) -> GridCell:
     if len({cell.higher_is_better for cell in cells}) > 1:
         return GridCell(status="missing", reason="higher is better in some columns, worse in others")
     known = [cell.published for cell in cells if cell.published is not None]
+    separate = not same_items and all(cell.items for cell in cells)
     return GridCell(
         status="ok",
-        estimate=average(estimates),
+        estimate=average(estimates, same_items),
         higher_is_better=cells[0].higher_is_better,
         published=sum(known) / len(known) if len(known) == len(cells) else None,
-        items=[items for cell in cells for items in cell.items] if all(c.items for c in cells) else [],
+        items=[items for cell in cells for items in cell.items] if separate else [],
         over=len(cells),
     )
 

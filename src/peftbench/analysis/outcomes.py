@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+import msgspec
 from msgspec import Struct
 
 from peftbench.analysis.published import published_value
@@ -13,7 +14,7 @@ from peftbench.analysis.style import UNTUNED, variant_title
 from peftbench.errors import UserError
 from peftbench.failures import result_or_failure
 from peftbench.store import FAILED, Record
-from peftbench.views import Cell, TabulateSpec
+from peftbench.views import Cell, People, PeopleCount, TabulateSpec
 
 Z95 = 1.959963984540054
 COORDINATES = ("model", "dataset", "target", "method", "connector", "location", "train_size", "seed")
@@ -46,6 +47,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     published: float | None = None
     digest: str = ""
     """Of the scores."""
+    people: PeopleCount | None = None
+    """What people counted in the same answers."""
 
 
 def coordinates(cell: Cell) -> dict[str, Any]:
@@ -64,16 +67,19 @@ def read_outcomes(spec: TabulateSpec, results: Path) -> list[Outcome]:
     models = {model.name: model.stands_for or model.name for model in spec.models}
     stands_for = {"dataset": datasets, "target": datasets, "model": models}
     records: dict[Path, Record | None] = {}
-    return [
-        _read(
-            cell,
-            results,
-            published_value(spec, coordinates(cell), stands_for),
-            spec.measures.get(cell.measure, ""),
-            records,
-        )
-        for cell in spec.cells
-    ]
+    found = []
+    for cell in spec.cells:
+        published = published_value(spec, coordinates(cell), stands_for)
+        outcome = _read(cell, results, published, spec.measures.get(cell.measure, ""), records)
+        counted = people_of(spec.people, cell)
+        found.append(msgspec.structs.replace(outcome, people=counted) if counted else outcome)
+    return found
+
+
+def people_of(people: People | None, cell: Cell) -> PeopleCount | None:
+    """What people counted in the very answers that a cell's scores are of."""
+    answers = Path(cell.scores).parent.name.rpartition("-")[2]
+    return next((one for one in people.counts if one.answers == answers), None) if people else None
 
 
 def _read(
@@ -173,16 +179,22 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     )
 
 
-def average(estimates: Sequence[Estimate]) -> Estimate:
-    """Unweighted mean over data sets, whose test examples are independent: errors add in squares."""
+def average(estimates: Sequence[Estimate], same_items: bool = False) -> Estimate:
+    """Unweighted mean over data sets, whose test examples are independent: errors add in squares.
+
+    ``same_items``: of numbers about the same test examples (epochs), whose errors go together: the error is the mean
+    of theirs, the most that it can be.
+    """
     value = statistics.fmean(estimate.value for estimate in estimates)
     stderr = math.sqrt(sum(estimate.stderr**2 for estimate in estimates)) / len(estimates)
+    if same_items:
+        stderr = statistics.fmean(estimate.stderr for estimate in estimates)
     return Estimate(
         value=value,
         stderr=stderr,
         low=value - Z95 * stderr,
         high=value + Z95 * stderr,
-        n=sum(estimate.n for estimate in estimates),
+        n=min(e.n for e in estimates) if same_items else sum(e.n for e in estimates),
         seeds=min(estimate.seeds for estimate in estimates),
     )
 

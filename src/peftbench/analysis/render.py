@@ -6,6 +6,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from peftbench.analysis.grid import NO_VALUE, Grid, GridCell, GridRow
+from peftbench.views import PeopleCount
 
 FINGERPRINT_FILES = ("table.html.jinja", "table.css")
 FOLDER = Path(__file__).parent
@@ -34,6 +35,7 @@ def legend(grid: Grid) -> str:
         parts.append(LEGEND_SEEDS)
     if any(cell.published is not None for cell in cells):
         parts.append(LEGEND_PAPER)
+    parts += grid.sources
     return " ".join(parts)
 
 
@@ -73,6 +75,12 @@ def to_markdown(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
+def people(counted: PeopleCount) -> str:
+    """What people counted: "people 14/100 [8.5, 22.1] %"."""
+    bounds = f"[{number(counted.low)}, {number(counted.high)}] %"
+    return f"people {counted.hallucinated}/{counted.n} {bounds}"
+
+
 def _md_row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -86,6 +94,8 @@ def _md_cell(cell: GridCell, without: str = "") -> str:
     text += f" ± {number(cell.estimate.stderr)}"
     if cell.against_base:
         text += f" {SIDES[cell.against_base]}"
+    if cell.people:
+        text += f"; {people(cell.people)}"
     if cell.published is not None and cell.difference is not None:
         text += f" (paper {number(cell.published)}, {number(cell.difference, signed=True)})"
     return text
@@ -152,6 +162,8 @@ def _tex_cell(cell: GridCell, without: str = "") -> str:
     text += rf"\,{{\scriptsize$\pm$\,{tex_text(number(cell.estimate.stderr))}}}"
     if cell.against_base:
         text += rf"\,{{\tiny {tex_text(SIDES[cell.against_base])}}}"
+    if cell.people:
+        text += rf" {{\scriptsize {tex_text(people(cell.people))}}}"
     if cell.published is not None and cell.difference is not None:
         beside = f"{number(cell.published)}, {number(cell.difference, signed=True)}"
         text += rf" {{\scriptsize ({tex_text(beside)})}}"
@@ -169,7 +181,7 @@ def to_html(grid: Grid) -> Markup:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(number=number, sides=SIDES, tooltip=_tooltip, nothing=NO_VALUE)
+    environment.globals.update(number=number, sides=SIDES, tooltip=_tooltip, nothing=NO_VALUE, people=people)
     template = environment.get_template("table.html.jinja")
     merged = [_merged(block.rows) for block in grid.blocks]
     return Markup(template.render(grid=grid, merged=merged, legend=legend(grid), problems=problems(grid)))

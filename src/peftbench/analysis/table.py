@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftbench.analysis.grid import ReadItems, build_grid
+from peftbench.analysis.grid import ReadItems, annotators, build_grid
 from peftbench.analysis.outcomes import COORDINATES, Outcome, coordinates, read_outcomes
 from peftbench.analysis.render import standalone, to_latex, to_markdown
 from peftbench.analysis.statistics.items import Items, read_items
@@ -34,8 +34,15 @@ MEASURED: dict[str, Any] = {
     "reason": str,
     "digest": str,
     "scores": str,
+    "source": str,
+    "people": float,
+    "people_low": float,
+    "people_high": float,
+    "people_n": int,
+    "people_source": str,
 }
-"""Columns of the long table after the coordinates, with their types. ``difference``: ours minus published."""
+"""Columns of the long table after the coordinates, with their types. ``difference``: ours minus published; ``source``:
+the metric behind ``value``; ``people``: rate (0-100) that people counted in the same answers, with who they were."""
 
 
 def items_of(results: Path) -> ReadItems:
@@ -75,6 +82,8 @@ def long_frame(spec: TabulateSpec, outcomes: list[Outcome]) -> "pl.DataFrame":
         row["difference"] = estimate.value - published if estimate and published is not None else None
         row |= {"status": outcome.status, "reason": outcome.reason, "digest": outcome.digest}
         row["scores"] = cell.scores
+        row["source"] = f"automatic ({spec.metric or dataset.metric})"
+        row |= _people(spec, outcome)
         rows.append(row)
     clash = [axis for axis in axes if axis in MEASURED]
     if clash:
@@ -86,6 +95,20 @@ def long_frame(spec: TabulateSpec, outcomes: list[Outcome]) -> "pl.DataFrame":
     schema |= dict.fromkeys(axes, pl.String)
     schema |= {name: kinds[kind] for name, kind in MEASURED.items()}
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _people(spec: TabulateSpec, outcome: Outcome) -> dict[str, Any]:
+    """The columns on what people counted."""
+    counted, people = outcome.people, spec.people
+    if counted is None or people is None:
+        return dict.fromkeys(("people", "people_low", "people_high", "people_n", "people_source"))
+    return {
+        "people": 100 * counted.hallucinated / counted.n,
+        "people_low": counted.low,
+        "people_high": counted.high,
+        "people_n": counted.n,
+        "people_source": f"{annotators(people)}; {people.agreement}",
+    }
 
 
 def _text(value: Any) -> str | None:

@@ -44,6 +44,10 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
     """Answers on which exactly half of the people see a hallucination: they count as none."""
     silent: int = 0
     """Of an automatic number: answers that name no object it knows, which it can only take for faultless."""
+    people: int = 0
+    """Whose majority it is; 0: one person's or an automatic number."""
+    answers: str = ""
+    """Digest of the predictions that were judged; empty where it is not known."""
 
     @property
     def rate(self) -> float:
@@ -71,7 +75,9 @@ def count(annotations: Annotations, seed: int = 0) -> Result:
         disputed = sum(2 * vote == len(people) for vote in votes)
         majority = sum(2 * vote > len(people) for vote in votes)
         source = f"people (n={len(people)}), majority" if len(people) > 1 else "people (n=1)"
-        counts.append(_count(system, source, len(marks), majority, disputed))
+        total = _count(system, source, len(marks), majority, disputed)
+        digest = annotations.sheet.answers.get(str(system), "")
+        counts.append(msgspec.structs.replace(total, people=len(people), answers=digest))
         if len(people) > 1:
             for person in people:
                 flagged = sum(person.flags[mark] for mark in marks)

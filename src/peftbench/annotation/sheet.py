@@ -22,7 +22,7 @@ from peftbench.data.images import load_image
 from peftbench.data.load import read_examples
 from peftbench.errors import UserError
 from peftbench.models.template import user_text
-from peftbench.store import atomic_json, atomic_text
+from peftbench.store import atomic_json, atomic_text, directory_digest
 
 if TYPE_CHECKING:
     from peftbench.data.example import Example
@@ -82,6 +82,8 @@ class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     seed: int
     systems: list[System]
     items: list[SheetItem]
+    answers: dict[str, str] = {}
+    """System in words -> digest of its predictions, where their folder has one."""
 
 
 def make_sheet(
@@ -116,7 +118,10 @@ def make_sheet(
         raise UserError("no examples to annotate")
     pictures = [_picture(image_store, item.image) for item in items]
     systems = sorted(texts)
-    sheet = Sheet(sheet=_identity(title, items), title=title, seed=seed, systems=systems, items=items)
+    answers = {str(_system(one)): found for one in predictions if (found := _digest_of(one.folder))}
+    sheet = Sheet(
+        sheet=_identity(title, items), title=title, seed=seed, systems=systems, items=items, answers=answers
+    )
     html = _render(sheet, pictures)
     atomic_json(out / KEY_FILE, sheet)
     atomic_text(out / SHEET_FILE, html)
@@ -143,6 +148,18 @@ def _identity(title: str, items: Sequence[SheetItem]) -> str:
     return digest([title, shown])
 
 
+def _system(source: Answers) -> System:
+    return System(source.method, -1 if source.epoch is None else source.epoch)
+
+
+def _digest_of(folder: Path) -> str:
+    """Digest of a result's folder; "" for a folder that is none."""
+    try:
+        return directory_digest(folder)
+    except UserError:
+        return ""
+
+
 def _read_answers(predictions: Sequence[Answers]) -> dict[System, dict[str, str]]:
     """System -> id -> answer."""
     from peftbench.arrow import pa, read_table
@@ -152,7 +169,7 @@ def _read_answers(predictions: Sequence[Answers]) -> dict[System, dict[str, str]
     texts: dict[System, dict[str, str]] = {}
     for source in predictions:
         path = source.folder / "predictions.parquet"
-        system = System(source.method, -1 if source.epoch is None else source.epoch)
+        system = _system(source)
         if system in texts:
             raise UserError(f"{path}: {system} is given twice: give one run for each method and epoch")
         try:
