@@ -15,7 +15,7 @@ from peftbench.canonical import digest_of_text, identity_text
 from peftbench.config import Settings
 from peftbench.efficiency import flops
 from peftbench.efficiency.architecture import image_shape, instantiate, read_architecture, read_config
-from peftbench.efficiency.explain import explain, fit_common
+from peftbench.efficiency.explain import amount, explain, fit_common
 from peftbench.efficiency.formulas import common_tokens, implied_tokens, inference_flops, training_flops
 from peftbench.efficiency.parameters import Counts, EfficiencyModel, Setting, attach_on_meta, count_parameters
 from peftbench.efficiency.records import run_costs
@@ -380,7 +380,7 @@ def test_table_explanation_and_files(rows, tmp_path):
     assert len(fit_common(rows)) == 2
     text = " ".join(explain(rows, LENGTHS))
     assert "2 of 2 published values" in text and f"{rows[0].train_measured / 1e12:.2f}" not in text
-    assert f"{rows[0].backward / 1e12:.2f} counted" in text and "651 tokens" in text
+    assert f"{rows[0].backward / 1e12:.2f} TFLOPs counted" in text and "651 tokens" in text
 
     costs = run_costs([fake_run(tmp_path / "run")])
     measured = Measured(costs=costs, score=71.25, stderr=0.5, published_score=76.7)
@@ -422,6 +422,16 @@ def test_costs_of_runs(tmp_path):
     mixed = run_costs([*runs, fake_run(tmp_path / "c", device="GPU B", seconds=90.0)])
     assert (mixed.devices, mixed.runs, mixed.left_out, mixed.step_seconds) == (["GPU A"], 2, 1, 1.0)
     assert run_costs([runs[0]], [runs[1]]).answers_per_second == 32.0
+
+
+def test_units_fit_small_models_and_large_ones():
+    assert [amount(value) for value in (9.75e12, 4.1e10, 3.2e8, 2.5e6, 0.0)] == [
+        "9.75 TFLOPs",
+        "41.00 GFLOPs",
+        "0.32 GFLOPs",
+        "2.50 MFLOPs",
+        "0.00 MFLOPs",
+    ]
 
 
 def test_remarks():

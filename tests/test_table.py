@@ -240,7 +240,11 @@ def test_further_axes_are_rows_and_columns_too(store: FakeStore) -> None:
     cells.append(run(store, "alpha", "base", "frozen", facts=exact(40.0, 1.0)))
     spec = table_spec(cells, rows=["model", "dataset", "method"], columns="rank", averages=["all"])
     grid = grid_of(store, spec)
-    assert [column.label for column in grid.columns] == ["8", "128", "16"]  # the order of the study
+    assert [column.label for column in grid.columns] == [
+        "Rank 8",
+        "Rank 128",
+        "Rank 16",
+    ]  # the order of the study
     base = grid.rows[0]
     assert base.untuned and [cell.estimate.value for cell in base.cells if cell.estimate] == [40.0] * 3
     frame = long_frame(spec, read_outcomes(spec, store.root))

@@ -424,7 +424,7 @@ class Plan:
                 for measure in study.measures or [""]
             ],
             people=self._people(name, study.people),
-            metric=study.metric.name if study.metric and study.people is not None else "",
+            metric=study.metric.name if study.metric else "",
         )
         self._tables[name] = table
         tabulate = self._add("tabulate", table, {}, name, "tables/.made")

@@ -111,7 +111,7 @@ class TabulateSpec(Spec, frozen=True, kw_only=True):
     people: People | None = None
     """Of a table whose numbers people may count too: what they counted. Then it says the source of each number."""
     metric: str = ""
-    """Of such a table: the metric that its values are from."""
+    """The metric that its values are from, where it is not that of each data set."""
 
 
 class PlotSpec(Spec, frozen=True, kw_only=True):

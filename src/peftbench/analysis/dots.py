@@ -53,7 +53,7 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
     further = [name for name in frame.columns if name not in COORDINATES and name not in MEASURED]
     axes = varying_axes(tuned, [*VARIANT_AXES, *(name for name in further if name != "measure")])
     for row in rows:
-        row["variant"] = variant_title({axis: row[axis] for axis in axes if row[axis] is not None})
+        row["variant"] = variant_of(row, axes)
     methods = distinct(row["method"] for row in tuned)
     variants = distinct(row["variant"] for row in tuned)
     models = distinct(row["model"] for row in rows)
@@ -75,6 +75,14 @@ def figure_data(frame: "pl.DataFrame") -> Figure:
     return Figure(
         methods=methods, variants=variants, models=[titles[model] for model in models], panels=panels
     )
+
+
+def variant_of(row: Row, axes: Sequence[str]) -> str:
+    """What these axes say of a row, in words; a data set by its label."""
+    values = {axis: row[axis] for axis in axes if row[axis] is not None}
+    if row.get("tuned_on") and "dataset" in values:
+        values["dataset"] = row["tuned_on"]
+    return variant_title(values)
 
 
 def distinct(values: Iterable[T]) -> list[T]:

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from peftbench.analysis.render import table_css
 from peftbench.canonical import file_sha256
-from peftbench.efficiency.explain import GIGA, TERA, explain, fit_common
+from peftbench.efficiency.explain import explain, fit_common, unit_of
 from peftbench.efficiency.records import RunCosts
 from peftbench.efficiency.table import Row, Workload
 from peftbench.store import atomic_text
@@ -20,6 +20,7 @@ FINGERPRINT_FILES = ("efficiency.html.jinja", "table.css")
 FOLDER = Path(__file__).parent
 NOTHING = "–"
 TITLE = "Efficiency: trainable parameters and FLOPs"
+"""Of a table that has none of its own."""
 METHOD_NOTE = (
     "Counted: matrix products and convolutions of the real graph on torch's meta device, two operations per "
     "multiply-add, one image per example; attention in full, without skipping its masked half. Formula: the "
@@ -75,12 +76,13 @@ def write_efficiency(
     name: str,
     runs: Mapping[RunKey, Measured] | None = None,
     study: str = "",
+    title: str = TITLE,
 ) -> dict[str, str]:
     """Write ``<name>.csv``, ``.md`` and ``.html`` to ``out_dir``; their sha256 by file name.
 
     ``runs`` are measured costs and scores of those rows that were run, of the study ``study``. ``rows`` is not empty.
     """
-    tables = [costs_table(rows, runs or {}), *published_table(rows)]
+    tables = [costs_table(rows, runs or {}, title), *published_table(rows)]
     paragraphs = [METHOD_NOTE, *runs_notes(runs or {}, study), *explain(rows, workload)]
     texts = {
         "csv": to_csv(rows, runs or {}),
@@ -98,20 +100,22 @@ def key_of(row: Row) -> RunKey:
     return row.model, row.method, row.connector, row.location
 
 
-def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, Measured]) -> BlockTable:
+def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, Measured], title: str = TITLE) -> BlockTable:
     """Parameters, FLOPs by formula and counted, and measured costs where there are runs."""
+    whole, of_whole = unit_of([min(r.train_formula, r.train_measured, r.answer_measured) for r in rows])
+    token, of_token = unit_of([min(r.token_formula, r.token_measured) for r in rows])
     columns: list[tuple[Heading, Callable[[Row], str]]] = [
         (Heading("Trainable"), lambda r: f"{r.trainable:,}"),
         (Heading("% of all", "paper"), _percent),
-        (Heading("Training", "formula · TFLOPs"), lambda r: f"{r.train_formula / TERA:.2f}"),
-        (Heading("Training", "counted · TFLOPs"), lambda r: f"{r.train_measured / TERA:.2f}"),
+        (Heading("Training", f"formula · {of_whole}"), lambda r: f"{r.train_formula / whole:.2f}"),
+        (Heading("Training", f"counted · {of_whole}"), lambda r: f"{r.train_measured / whole:.2f}"),
         (Heading("Ratio"), lambda r: f"{r.train_ratio:.2f}"),
-        (Heading("Checkpointed", "counted · TFLOPs"), lambda r: f"{r.train_recomputed / TERA:.2f}"),
-        (Heading("Token", "formula · GFLOPs"), lambda r: f"{r.token_formula / GIGA:.2f}"),
-        (Heading("Token", "counted · GFLOPs"), lambda r: f"{r.token_measured / GIGA:.2f}"),
+        (Heading("Checkpointed", f"counted · {of_whole}"), lambda r: f"{r.train_recomputed / whole:.2f}"),
+        (Heading("Token", f"formula · {of_token}"), lambda r: f"{r.token_formula / token:.2f}"),
+        (Heading("Token", f"counted · {of_token}"), lambda r: f"{r.token_measured / token:.2f}"),
         (Heading("Ratio"), lambda r: f"{r.token_ratio:.2f}"),
-        (Heading("Token", "merged · GFLOPs"), lambda r: _scaled(r.token_merged, GIGA)),
-        (Heading("Answer", "counted · TFLOPs"), lambda r: f"{r.answer_measured / TERA:.2f}"),
+        (Heading("Token", f"merged · {of_token}"), lambda r: _scaled(r.token_merged, token)),
+        (Heading("Answer", f"counted · {of_whole}"), lambda r: f"{r.answer_measured / whole:.2f}"),
     ]
     if runs:
         columns += [
@@ -125,7 +129,7 @@ def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, Measured]) -> BlockTa
             (Heading("Score", "paper"), lambda r: _score(runs.get(key_of(r)))),
         ]
     headings = [Heading("Method"), Heading("Connector"), *(heading for heading, _ in columns)]
-    return BlockTable(TITLE, headings, 2, _blocks(rows, [text for _, text in columns]))
+    return BlockTable(title, headings, 2, _blocks(rows, [text for _, text in columns]))
 
 
 def published_table(rows: Sequence[Row]) -> list[BlockTable]:
@@ -266,9 +270,10 @@ def table_html(table: BlockTable) -> Markup:
 def _page(tables: Sequence[BlockTable], paragraphs: Sequence[str]) -> str:
     body = "".join(f"<h2>{escape(table.title)}</h2>\n{table_html(table)}" for table in tables[1:])
     legend = "".join(f'<p class="legend">{escape(text)}</p>\n' for text in paragraphs)
+    title = escape(tables[0].title)
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(TITLE)}</title>\n<style>\n{table_css()}</style>\n"
-        f'<body class="alone">\n<h1>{escape(TITLE)}</h1>\n{table_html(tables[0])}{body}{legend}</body>\n</html>\n'
+        f"<title>{title}</title>\n<style>\n{table_css()}</style>\n"
+        f'<body class="alone">\n<h1>{title}</h1>\n{table_html(tables[0])}{body}{legend}</body>\n</html>\n'
     )

@@ -194,7 +194,8 @@ def _row_value(spec: TabulateSpec, point: dict[str, Any], axis: str) -> Any:
 
     The untuned model has a model and what it is tested on; it was tuned on nothing.
     """
-    own = ("model", "method", "target", "" if spec.columns == "target" else "dataset")
+    elsewhere = spec.columns == "target" or any(cell.dataset != cell.target for cell in spec.cells)
+    own = ("model", "method", "target", "" if elsewhere else "dataset")
     if point["method"] == UNTUNED and axis not in own:
         return None
     return point.get(axis)
@@ -216,13 +217,21 @@ def _rank(spec: TabulateSpec, key: tuple[Any, ...], order: dict[str, dict[Any, i
 
 
 def _column(spec: TabulateSpec, value: Any, outcomes: Sequence[Outcome]) -> Column:
-    note = ""
+    mine = [
+        outcome
+        for outcome in outcomes
+        if outcome.estimate and coordinates(outcome.cell).get(spec.columns) == value
+    ]
+    notes = [f"n = {n}" for n in sorted({outcome.estimate.n for outcome in mine if outcome.estimate})]
+    label = _title(spec, spec.columns, value)
     if spec.columns in ("dataset", "target"):
         info = next(dataset for dataset in spec.datasets if dataset.name == value)
-        counts = {o.estimate.n for o in outcomes if o.estimate and o.cell.target == value}
-        note = " · ".join([info.metric, *(f"n = {n}" for n in sorted(counts))])
-        note += " · seen" if info.seen else " · unseen"
-    return Column(label=_title(spec, spec.columns, value), note=note, key=value)
+        notes = [spec.metric or info.metric, *notes, "seen" if info.seen else "unseen"]
+    elif spec.columns not in ("model", "method", "measure", "setting") and value is not None:
+        label = f"{axis_title(spec.columns)} {value}"
+    if mine and not any(outcome.higher_is_better for outcome in mine):
+        notes.append("lower is better")
+    return Column(label=label, note=" · ".join(notes), key=value)
 
 
 def _title(spec: TabulateSpec, axis: str, value: Any) -> str:
@@ -233,6 +242,8 @@ def _title(spec: TabulateSpec, axis: str, value: Any) -> str:
         return next((model.title for model in spec.models if model.name == value), str(value))
     if axis in ("dataset", "target"):
         return next((dataset.label for dataset in spec.datasets if dataset.name == value), str(value))
+    if axis == "measure":
+        return str(value).replace("_", " ")
     return method_title(value) if axis == "method" else str(value)
 
 
@@ -347,11 +358,17 @@ def _blocks(spec: TabulateSpec, keys: Sequence[tuple[Any, ...]], rows: Sequence[
         outer = key[0] if len(spec.rows) > 1 else ""
         grouped.setdefault(outer, []).append(row)
         labels.setdefault(outer, row.labels[0] if len(spec.rows) > 1 else "")
-    return [Block(label=labels[outer], rows=_marked(block)) for outer, block in grouped.items()]
+    untuned = [row for row in grouped.get(None, []) if row.untuned]
+    alone = untuned[0] if len(untuned) == 1 else None  # of no block: the reference of all
+    return [
+        Block(label=method_title(UNTUNED) if outer is None else labels[outer], rows=_marked(block, alone))
+        for outer, block in grouped.items()
+    ]
 
 
-def _marked(rows: list[GridRow]) -> list[GridRow]:
-    base = next((row for row in rows if row.untuned), None)
+def _marked(rows: list[GridRow], otherwise: GridRow | None) -> list[GridRow]:
+    """Rows with the best marked, and compared with their block's untuned row or else the given one."""
+    base = next((row for row in rows if row.untuned), otherwise)
     width = len(rows[0].cells)
     columns = list(zip(*([*row.cells, *row.averages] for row in rows), strict=True))
     marked = []

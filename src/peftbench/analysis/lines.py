@@ -43,11 +43,15 @@ def read_lines(spec: TabulateSpec, outcomes: list[Outcome], results: Path) -> li
     further = dict.fromkeys(axis for outcome in outcomes for axis in outcome.cell.axes)
     axes = varying_axes(tuned, [*VARIANT_AXES, *further])
     methods = list(dict.fromkeys(point["method"] for point in tuned))
+    labels = {dataset.name: dataset.label for dataset in spec.datasets}
     variants: list[str] = []
     lines = []
     for outcome, point in zip(outcomes, points, strict=True):
         untuned = point["method"] == UNTUNED
-        variant = "" if untuned else variant_title({axis: point[axis] for axis in axes if axis in point})
+        values = {axis: point[axis] for axis in axes if axis in point}
+        if "dataset" in values:
+            values["dataset"] = labels[values["dataset"]]
+        variant = "" if untuned else variant_title(values)
         if not untuned and variant not in variants:
             variants.append(variant)
         scores = results / outcome.cell.scores

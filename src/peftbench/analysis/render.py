@@ -20,6 +20,9 @@ LEGEND_PAIRED = (
     "over the test examples does not tell from it (5 %, Holm-corrected; where scores per example cannot be "
     "compared: all inside the best one's 95 % interval)."
 )
+LEGEND_INTERVAL = (
+    "95 % intervals: 1.96 standard errors to either side, or the bootstrap's; the CSV has them all."
+)
 LEGEND_SEEDS = "Values are means over seeds; their error holds the spread between seeds too."
 LEGEND_BASE = "▲ / ▼: better / worse than the untuned base, with 95 % intervals that do not overlap. "
 LEGEND_PAPER = "Below: the published value and ours minus it."
@@ -28,7 +31,7 @@ LEGEND_PAPER = "Below: the published value and ours minus it."
 def legend(grid: Grid) -> str:
     """What a reader has to know to read this table."""
     cells = [cell for row in grid.rows for cell in row.cells]
-    parts = [LEGEND_PAIRED if grid.paired else LEGEND]
+    parts = [LEGEND_PAIRED if grid.paired else LEGEND, LEGEND_INTERVAL]
     if any(row.untuned for row in grid.rows):
         parts.append(LEGEND_BASE.strip())
     if any(cell.estimate and cell.estimate.seeds > 1 for cell in cells):
@@ -66,10 +69,9 @@ def to_markdown(grid: Grid) -> str:
     for row in grid.rows:
         cells = [*map(_md_cell, row.cells), *(_md_cell(c, NO_VALUE) for c in row.averages)]
         lines.append(_md_row([*map(md_text, row.labels), *cells]))
-    notes = [column.label + ": " + column.note for column in grid.columns if column.note]
     lines += ["", legend(grid)]
-    if notes:
-        lines += ["", "Columns: " + "; ".join(map(md_text, notes)) + "."]
+    if notes := _column_notes(grid):
+        lines += ["", md_text(notes)]
     if found := problems(grid):
         lines += ["", "Without a value:", "", *(f"- {md_text(line)}" for line in found)]
     return "\n".join(lines) + "\n"
@@ -79,6 +81,12 @@ def people(counted: PeopleCount) -> str:
     """What people counted: "people 14/100 [8.5, 22.1] %"."""
     bounds = f"[{number(counted.low)}, {number(counted.high)}] %"
     return f"people {counted.hallucinated}/{counted.n} {bounds}"
+
+
+def _column_notes(grid: Grid) -> str:
+    """Metric and number of test examples of each column, where the columns are data sets."""
+    notes = [f"{column.label}: {column.note}" for column in grid.columns if column.note]
+    return "Columns: " + "; ".join(notes) + "." if notes else ""
 
 
 def _md_row(cells: Iterable[str]) -> str:
@@ -119,6 +127,7 @@ _TEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "·": r"$\cdot$",
     "−": r"$-$",
     "±": r"$\pm$",
     "–": "--",
@@ -139,7 +148,7 @@ def to_latex(grid: Grid) -> str:
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{tex_text(grid.title)}. {tex_text(legend(grid))}}}",
+        rf"\caption{{{tex_text(' '.join(filter(None, (grid.title + '.', legend(grid), _column_notes(grid)))))}}}",
     ]
     lines += [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", " & ".join(map(tex_text, heads)) + r" \\"]
     for block in grid.blocks:

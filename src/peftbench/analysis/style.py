@@ -44,7 +44,8 @@ def axis_title(axis: str) -> str:
 
 def variant_title(values: dict[str, Any]) -> str:
     """What tells one variant of a method from another: "connector tuned, rank 8"."""
-    return ", ".join(f"{axis.replace('_', ' ')} {value}" for axis, value in values.items())
+    words = {"dataset": "tuned on"}
+    return ", ".join(f"{words.get(axis, axis.replace('_', ' '))} {value}" for axis, value in values.items())
 
 
 def colour_index(position: int) -> int:

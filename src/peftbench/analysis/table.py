@@ -20,6 +20,7 @@ MEASURED: dict[str, Any] = {
     "model_title": str,
     "dataset_title": str,
     "dataset_label": str,
+    "tuned_on": str,
     "seen": bool,
     "metric": str,
     "higher_is_better": bool,
@@ -41,8 +42,12 @@ MEASURED: dict[str, Any] = {
     "people_n": int,
     "people_source": str,
 }
-"""Columns of the long table after the coordinates, with their types. ``difference``: ours minus published; ``source``:
-the metric behind ``value``; ``people``: rate (0-100) that people counted in the same answers, with who they were."""
+"""Columns of the long table after the coordinates, with their types.
+
+``difference``: ours minus published. ``tuned_on``: label of the data set tuned on (``dataset_label``: of that tested
+on). ``source``: the metric behind ``value``. ``people``: rate (0-100) that people counted in the same answers, and who they
+were.
+"""
 
 
 def items_of(results: Path) -> ReadItems:
@@ -75,7 +80,8 @@ def long_frame(spec: TabulateSpec, outcomes: list[Outcome]) -> "pl.DataFrame":
         row["model_title"] = models[cell.model].title
         dataset = datasets[cell.target]
         row |= {"dataset_title": dataset.title, "dataset_label": dataset.label, "seen": dataset.seen}
-        row |= {"metric": dataset.metric, "higher_is_better": outcome.higher_is_better}
+        row["tuned_on"] = datasets[cell.dataset].label
+        row |= {"metric": spec.metric or dataset.metric, "higher_is_better": outcome.higher_is_better}
         for name in ("value", "stderr", "low", "high", "n"):
             row[name] = getattr(estimate, name, None)
         row["published"] = published = outcome.published

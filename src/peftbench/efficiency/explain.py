@@ -9,7 +9,19 @@ import msgspec
 from peftbench.efficiency.formulas import common_tokens
 from peftbench.efficiency.table import Row, Workload
 
-TERA, GIGA = 1e12, 1e9
+UNITS = ((1e12, "TFLOPs"), (1e9, "GFLOPs"), (1e6, "MFLOPs"))
+
+
+def unit_of(values: Sequence[float]) -> tuple[float, str]:
+    """The unit in which the smallest of these numbers of operations has two digits at least, and its name."""
+    least = min(values, default=0.0)
+    return next(((size, name) for size, name in UNITS if least >= 0.1 * size), UNITS[-1])
+
+
+def amount(value: float) -> str:
+    """A number of operations with its unit."""
+    size, name = unit_of([value])
+    return f"{value / size:.2f} {name}"
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,20 +115,20 @@ def _training(rows: Sequence[Row], workload: Workload) -> str:
     text = (
         f"Training, one example of {workload.title} ({row.prompt + row.answer} tokens): the formula is low by a "
         f"factor of {min(ratios):.2f} to {max(ratios):.2f} ({min(halved):.2f} to {max(halved):.2f} with a kernel "
-        f"that skips the masked half of the attention scores). {label(row)}: forward {forward / TERA:.2f} TFLOPs by "
-        f"formula, {row.forward / TERA:.2f} counted; backward {row.backward_formula / TERA:.2f} by formula, "
-        f"{row.backward / TERA:.2f} counted. The formula charges a frozen weight "
+        f"that skips the masked half of the attention scores). {label(row)}: forward {amount(forward)} by "
+        f"formula, {amount(row.forward)} counted; backward {amount(row.backward_formula)} by formula, "
+        f"{amount(row.backward)} counted. The formula charges a frozen weight "
         "with no backward pass at all. Its own gradient is indeed not needed, but that of its input is, to reach the "
         "trainable parameters of the layers before it: two more operations per weight and token. With gradient "
         f"checkpointing, which the paper trains with, the factor is {min(again):.2f} to {max(again):.2f}."
     )
     if tower:
         r = tower[0]
-        formula = (r.train_formula - r.backward_formula) / TERA
+        formula = r.train_formula - r.backward_formula
         text += (
-            f" {r.model_title}: here the forward pass differs too ({formula:.2f} by formula, {r.forward / TERA:.2f} "
+            f" {r.model_title}: here the forward pass differs too ({amount(formula)} by formula, {amount(r.forward)} "
             f"counted), since the formula charges the vision tower with the tokens of the sequence, and "
-            f"{r.vision / TERA:.2f} are spent on the patches of the image."
+            f"{amount(r.vision)} are spent on the patches of the image."
         )
     return text
 
@@ -128,7 +140,7 @@ def _inference(rows: Sequence[Row]) -> str:
         f"Inference: one generated token costs {min(ratios):.2f} to {max(ratios):.2f} times what equation 6 says for "
         "this length, which charges vision tower and connector with every token (they run once per image). Of a whole "
         f"answer the prompt is {100 * row.prefill_measured / row.answer_measured:.0f} %: {label(row)}, "
-        f"{row.answer_measured / TERA:.2f} TFLOPs for {row.prompt} + {row.answer} tokens."
+        f"{amount(row.answer_measured)} for {row.prompt} + {row.answer} tokens."
     )
     merged = [r.token_measured / r.token_merged - 1 for r in rows if r.token_merged]
     if merged:

@@ -57,7 +57,7 @@ def write(spec: DescribeSpec, results: Path, out_dir: Path) -> dict[str, str]:
     rows = efficiency_rows(cells, workload, published)
     runs = _measured(spec, rows, results)
     study = spec.runs.title if spec.runs else ""
-    outputs = write_efficiency(rows, workload, out_dir, spec.study, runs, study)
+    outputs = write_efficiency(rows, workload, out_dir, spec.study, runs, study, spec.title)
     table = costs_table(rows, runs)
     plain = PlainTable(
         title=spec.title,

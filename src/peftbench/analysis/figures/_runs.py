@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from peftbench.analysis.dots import Row, distinct, row_estimate
+from peftbench.analysis.dots import Row, distinct, row_estimate, variant_of
 from peftbench.analysis.outcomes import (
     COORDINATES,
     VARIANT_AXES,
@@ -14,7 +14,7 @@ from peftbench.analysis.outcomes import (
     over_seeds,
     varying_axes,
 )
-from peftbench.analysis.style import SERIES, UNTUNED, colour_index, variant_title
+from peftbench.analysis.style import SERIES, UNTUNED, colour_index
 from peftbench.analysis.table import MEASURED
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Study:
         axes = varying_axes(self.tuned, [*VARIANT_AXES, *self.further])
         self.axes = [axis for axis in axes if axis not in apart]
         for row in self.rows:
-            row["variant"] = variant_title({axis: row[axis] for axis in self.axes if row[axis] is not None})
+            row["variant"] = variant_of(row, self.axes)
         self.methods = distinct(row["method"] for row in self.tuned)
         self.models = distinct(row["model"] for row in self.tuned)
         self.variants = distinct(row["variant"] for row in self.tuned)
@@ -56,8 +56,12 @@ class Study:
         return next(str(row["model_title"]) for row in self.rows if row["model"] == model)
 
     def label(self, dataset: str) -> str:
-        """What a data set is called; its name where nothing was tested on it."""
-        return next((str(row["dataset_label"]) for row in self.rows if row["target"] == dataset), dataset)
+        """What a data set is called."""
+        for row in self.rows:
+            for name, label in ((row["target"], row["dataset_label"]), (row["dataset"], row.get("tuned_on"))):
+                if name == dataset and label:
+                    return str(label)
+        return dataset
 
     @property
     def one_direction(self) -> bool:

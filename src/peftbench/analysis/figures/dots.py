@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftbench.analysis.dots import Dot, Panel, figure_data
 from peftbench.analysis.dots import Figure as Data
-from peftbench.analysis.figures._sheet import Context
+from peftbench.analysis.figures._sheet import EDGE, Context, Sheet
 from peftbench.analysis.style import (
     INK,
     MUTED,
@@ -33,38 +33,30 @@ MARKERS = ("o", "o", "s", "s", "D", "D", "^", "^", "v", "v")
 
 def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
     """The figure of a study's long table."""
-    from matplotlib.figure import Figure
-
     data = figure_data(frame)
     per_model = max((_rows(data, model) for model in data.models), default=1)
     columns = min(COLUMNS, max((_count(data, model) for model in data.models), default=1))
     body = max(1.0, _span(data) * DOT_HEIGHT)
     panel_height = body + 0.8
-    head = 0.62
     gap = 0.3 if len(data.models) > 1 else 0.0
-    height = head + len(data.models) * (per_model * panel_height + gap)
     labels = max((len(method_title(name)) for name in data.methods), default=0)
     left = 0.35 + 0.075 * labels
     width = max(6.0, left + columns * PANEL_WIDTH + 0.15)
-    figure = Figure(figsize=(width, height), facecolor=SURFACE)
-    figure.text(0.15 / width, 1 - 0.2 / height, context.title, fontsize=11.5, fontweight="bold", va="top")
-    _legend(figure, data, 0.15 / width, 1 - 0.47 / height)
-    top = head
+    height = len(data.models) * (per_model * panel_height + gap)
+    sheet = Sheet(context.title, width, height, _legend(data))
+    top = 0.05
     for model in data.models:
         if len(data.models) > 1:
-            figure.text(
-                0.15 / width, 1 - (top + 0.08) / height, model, fontsize=10, fontweight="bold", va="top"
-            )
+            sheet.text(EDGE, top + 0.08, model, fontsize=10, fontweight="bold")
             top += gap
         panels = [panel for panel in data.panels if panel.model == model]
         for place, panel in enumerate(panels):
             row, column = divmod(place, columns)
             x = left + column * PANEL_WIDTH
             y = top + row * panel_height + 0.42
-            area = (x / width, 1 - (y + body) / height, (PANEL_WIDTH - 0.2) / width, body / height)
-            _panel(figure.add_axes(area), panel, data, named=column == 0)
+            _panel(sheet.axes(x, y, PANEL_WIDTH - 0.2, body), panel, data, named=column == 0)
         top += per_model * panel_height
-    return figure
+    return sheet.figure
 
 
 def _count(data: Data, model: str) -> int:
@@ -91,16 +83,12 @@ def _positions(data: Data) -> dict[tuple[str, str], float]:
 
 def _panel(axes: "Axes", panel: Panel, data: Data, named: bool) -> None:
     step = len(data.variants) + 0.9
-    axes.set_facecolor("none")
     axes.set_ylim(_span(data), 0)
     low, high = _limits(panel)
     axes.set_xlim(low, high)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.tick_params(length=0, labelsize=7.5)
     axes.locator_params(axis="x", nbins=4)
+    axes.grid(visible=False, axis="y")
     axes.grid(axis="x", color=RULE, linewidth=0.7)
-    axes.set_axisbelow(True)
     for i in range(1, len(data.methods)):
         axes.axhline(i * step, color=RULE, linewidth=0.5)
     centres = [(i + 0.5) * step for i in range(len(data.methods))]
@@ -168,7 +156,7 @@ def _limits(panel: Panel) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _legend(figure: "Figure", data: Data, x: float, y: float) -> None:
+def _legend(data: Data) -> list[Any]:
     from matplotlib.lines import Line2D
 
     handles: list[Any] = []
@@ -189,19 +177,7 @@ def _legend(figure: "Figure", data: Data, x: float, y: float) -> None:
             )
     else:
         handles.append(Line2D([], [], color=INK, marker="o", markersize=5.2, linewidth=1.4, label="score"))
-    handles[-1].set_label(f"{handles[-1].get_label()}   (bars: 95 % interval)")
+    handles.append(Line2D([], [], color=INK, linewidth=1.4, label="95 % interval"))
     if any(panel.base for panel in data.panels):
         handles.append(Line2D([], [], color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)), label=UNTUNED_TITLE))
-    legend = figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(x, y),
-        ncols=min(len(handles), 6),
-        frameon=False,
-        fontsize=8,
-        handlelength=2.2,
-        columnspacing=1.8,
-        borderpad=0,
-        borderaxespad=0,
-    )
-    legend.set_in_layout(False)
+    return handles
