@@ -82,7 +82,7 @@ def write_efficiency(
 
     ``runs`` are measured costs and scores of those rows that were run, of the study ``study``. ``rows`` is not empty.
     """
-    tables = [costs_table(rows, runs or {}, title), *published_table(rows)]
+    tables = [costs_table(rows, title), *runs_table(rows, runs or {}), *published_table(rows)]
     paragraphs = [METHOD_NOTE, *runs_notes(runs or {}, study), *explain(rows, workload)]
     texts = {
         "csv": to_csv(rows, runs or {}),
@@ -100,8 +100,8 @@ def key_of(row: Row) -> RunKey:
     return row.model, row.method, row.connector, row.location
 
 
-def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, Measured], title: str = TITLE) -> BlockTable:
-    """Parameters, FLOPs by formula and counted, and measured costs where there are runs."""
+def costs_table(rows: Sequence[Row], title: str = TITLE) -> BlockTable:
+    """Parameters, and FLOPs by formula and counted."""
     whole, of_whole = unit_of([min(r.train_formula, r.train_measured, r.answer_measured) for r in rows])
     token, of_token = unit_of([min(r.token_formula, r.token_measured) for r in rows])
     columns: list[tuple[Heading, Callable[[Row], str]]] = [
@@ -117,19 +117,26 @@ def costs_table(rows: Sequence[Row], runs: Mapping[RunKey, Measured], title: str
         (Heading("Token", f"merged · {of_token}"), lambda r: _scaled(r.token_merged, token)),
         (Heading("Answer", f"counted · {of_whole}"), lambda r: f"{r.answer_measured / whole:.2f}"),
     ]
-    if runs:
-        columns += [
-            (Heading("Memory", "peak · GiB"), lambda r: _scaled(_cost(runs, r, "memory"), 2**30)),
-            (Heading("Step", "seconds"), lambda r: _scaled(_cost(runs, r, "step_seconds"), 1)),
-            (
-                Heading("Training", "examples / s"),
-                lambda r: _scaled(_cost(runs, r, "examples_per_second"), 1),
-            ),
-            (Heading("Answers", "per second"), lambda r: _scaled(_cost(runs, r, "answers_per_second"), 1)),
-            (Heading("Score", "paper"), lambda r: _score(runs.get(key_of(r)))),
-        ]
     headings = [Heading("Method"), Heading("Connector"), *(heading for heading, _ in columns)]
     return BlockTable(title, headings, 2, _blocks(rows, [text for _, text in columns]))
+
+
+def runs_table(rows: Sequence[Row], runs: Mapping[RunKey, Measured]) -> list[BlockTable]:
+    """What the runs cost and scored, beside what is published; no table without runs."""
+    there = [row for row in rows if key_of(row) in runs]
+    if not there:
+        return []
+    columns: list[tuple[Heading, Callable[[Row], str]]] = [
+        (Heading("Training FLOPs", "published"), lambda r: _power(r.published_train)),
+        (Heading("Inference FLOPs", "published"), lambda r: _power(r.published_inference)),
+        (Heading("Memory", "peak · GiB"), lambda r: _scaled(_cost(runs, r, "memory"), 2**30)),
+        (Heading("Step", "seconds"), lambda r: _scaled(_cost(runs, r, "step_seconds"), 1)),
+        (Heading("Training", "examples / s"), lambda r: _scaled(_cost(runs, r, "examples_per_second"), 1)),
+        (Heading("Answers", "per second"), lambda r: _scaled(_cost(runs, r, "answers_per_second"), 1)),
+        (Heading("Score", "published"), lambda r: _score(runs.get(key_of(r)))),
+    ]
+    headings = [Heading("Method"), Heading("Connector"), *(heading for heading, _ in columns)]
+    return [BlockTable("Measured in runs", headings, 2, _blocks(there, [text for _, text in columns]))]
 
 
 def published_table(rows: Sequence[Row]) -> list[BlockTable]:
@@ -188,6 +195,10 @@ def _percent(row: Row) -> str:
 
 def _scaled(value: float | None, unit: float) -> str:
     return NOTHING if value is None else f"{value / unit:.2f}"
+
+
+def _power(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3e}"
 
 
 def _signed(value: float, digits: int) -> str:

@@ -45,8 +45,8 @@ MEASURED: dict[str, Any] = {
 """Columns of the long table after the coordinates, with their types.
 
 ``difference``: ours minus published. ``tuned_on``: label of the data set tuned on (``dataset_label``: of that tested
-on). ``source``: the metric behind ``value``. ``people``: rate (0-100) that people counted in the same answers, and who they
-were.
+on). ``source``: the metric behind ``value``. ``people``: rate (0-100) that people counted in the same answers, and who
+they were.
 """
 
 

@@ -16,7 +16,7 @@ from peftbench.store import atomic_text
 from peftbench.views import DescribeSpec
 
 if TYPE_CHECKING:
-    from peftbench.analysis.efficiency import Measured, RunKey
+    from peftbench.analysis.efficiency import BlockTable, Measured, RunKey
     from peftbench.efficiency.table import Row
 
 NEEDS = ""
@@ -26,7 +26,7 @@ TEXT, ANSWER = 70, 5
 
 def write(spec: DescribeSpec, results: Path, out_dir: Path) -> dict[str, str]:
     """Write the table; sha256 by file name. ``UserError`` where no model of the study has known sizes."""
-    from peftbench.analysis.efficiency import costs_table, runs_notes, write_efficiency
+    from peftbench.analysis.efficiency import costs_table, runs_notes, runs_table, write_efficiency
     from peftbench.canonical import file_sha256
     from peftbench.efficiency.parameters import EfficiencyModel, Setting
     from peftbench.efficiency.table import Cell, Workload, efficiency_rows, read_published
@@ -58,17 +58,21 @@ def write(spec: DescribeSpec, results: Path, out_dir: Path) -> dict[str, str]:
     runs = _measured(spec, rows, results)
     study = spec.runs.title if spec.runs else ""
     outputs = write_efficiency(rows, workload, out_dir, spec.study, runs, study, spec.title)
-    table = costs_table(rows, runs)
-    plain = PlainTable(
-        title=spec.title,
+    tables = [costs_table(rows, spec.title), *runs_table(rows, runs)]
+    notes = [*([spec.note] if spec.note else []), *runs_notes(runs, study)]
+    path = out_dir / f"{spec.study}.tex"
+    atomic_text(path, "\n".join(to_latex(_plain(table, notes)) for table in tables))
+    return {**outputs, path.name: file_sha256(path)}
+
+
+def _plain(table: BlockTable, notes: Sequence[str]) -> PlainTable:
+    return PlainTable(
+        title=table.title,
         head=["Model", *(f"{h.label} {h.note}".replace(" · ", " ").strip() for h in table.headings)],
         rows=[[block.label, *row] for block in table.blocks for row in block.rows],
         right=list(range(table.keys + 1, len(table.headings) + 1)),
-        notes=[*([spec.note] if spec.note else []), *runs_notes(runs, study)],
+        notes=list(notes),
     )
-    path = out_dir / f"{spec.study}.tex"
-    atomic_text(path, to_latex(plain))
-    return {**outputs, path.name: file_sha256(path)}
 
 
 def _measured(spec: DescribeSpec, rows: Sequence[Row], results: Path) -> dict[RunKey, Measured]:

@@ -17,6 +17,7 @@ from peftbench.analysis.outcomes import read_outcomes
 from peftbench.analysis.style import INK, MUTED, RULE
 from peftbench.data.images import load_image
 from peftbench.errors import UserError
+from peftbench.views import TabulateSpec
 
 if TYPE_CHECKING:
     import polars as pl
@@ -86,7 +87,7 @@ def draw(frame: "pl.DataFrame", context: Context) -> "Figure":
     for dataset in spec.runs.datasets:
         mine = [line for line in lines if line.outcome.cell.target == dataset.name]
         cards = gallery(mine, titles, context.results, spec.gallery, spec.choose)
-        layouts += [_layout(card, dataset.label, variants, mine, width) for card in cards]
+        layouts += [_layout(card, _title(dataset.label, mine, spec.runs), variants, width) for card in cards]
     notes = Study(frame).gaps
     if not layouts:
         return empty(context, "no run has answered yet", notes)
@@ -111,7 +112,18 @@ def _place(layouts: Sequence[Layout], across: int) -> tuple[list[tuple[int, floa
     return places, y - GAP
 
 
-def _layout(card: Card, label: str, variants: list[str], lines: Sequence[Line], width: float) -> Layout:
+def _title(label: str, lines: Sequence[Line], runs: TabulateSpec) -> str:
+    """The data set, and what the runs were tuned on where that is another one."""
+    labels = {dataset.name: dataset.label for dataset in runs.datasets}
+    others = {
+        labels[line.outcome.cell.dataset]
+        for line in lines
+        if not line.untuned and line.outcome.cell.dataset != line.outcome.cell.target
+    }
+    return f"{label}, tuned on {', '.join(sorted(others))}" if others else label
+
+
+def _layout(card: Card, title: str, variants: list[str], width: float) -> Layout:
     beside = width - PICTURE - 0.12
     about = [(text, "bold", INK) for text in _lines(card.question or card.prompt, beside, bold=True)]
     if card.choices:
@@ -133,9 +145,6 @@ def _layout(card: Card, label: str, variants: list[str], lines: Sequence[Line], 
             cells = [(_lines(_text(a), column - MARK - 0.06), a) for a in there if a is not None]
             rows.append(Row(name=name, cells=cells))
         groups.append((model if len(card.answers) > 1 else "", rows))
-    tuned_on = {line.outcome.cell.dataset for line in lines if not line.untuned}
-    target = lines[0].outcome.cell.target
-    title = label if tuned_on <= {target} else f"{label}, tuned on {', '.join(sorted(tuned_on))}"
     return Layout(card=card, title=title, about=about, variants=variants, rows=groups)
 
 
