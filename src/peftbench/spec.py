@@ -255,6 +255,10 @@ class Execution(Spec, frozen=True, kw_only=True):
     """Examples per forward pass; null: as many as the global batch, halved when memory runs out."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    processes: PositiveInt = 1
+    """Processes per node that share a training, each with a GPU of its own; they split the global batch."""
+    nodes: PositiveInt = 1
+    """Nodes that share a training, in a SLURM job with as many."""
     workers: NonNegativeInt = 0
     """Data loader processes per job."""
     threads: PositiveInt = 1

@@ -11,6 +11,7 @@ rule build_base_model:
     conda:
         "../../envs/environment.yaml"
     resources:
+        **ASKED,
         execution=execution_of,
     params:
         ticket=ticket_of,
@@ -31,6 +32,7 @@ rule expose_base_model:
     conda:
         "../../envs/environment.yaml"
     resources:
+        **ASKED,
         execution=execution_of,
     params:
         ticket=ticket_of,

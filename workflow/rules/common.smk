@@ -71,6 +71,46 @@ def execution_of(wildcards):
     return PLAN.execution(job_of(wildcards))
 
 
+def asked(name):
+    """One of the resources that a job asks a cluster for, from the estimate of that job, made when it is needed.
+
+    Inside an allocation nobody needs it.
+    """
+
+    def resource(wildcards, attempt):
+        if not workflow.is_main_process:
+            return "" if name == "slurm_batch" else 1
+        try:
+            return requests().of(job_of(wildcards), attempt)[name]
+        except UserError as error:
+            raise WorkflowError(error) from None
+
+    return resource
+
+
+@functools.cache
+def requests():
+    """Estimates of jobs; what they are made from is read with the first."""
+    from peftbench.planning.resources import Requests
+
+    return Requests(PLAN, Path.cwd())
+
+
+# Of all rules that may run on a cluster. As resources they are no part of any result: no change of them reruns anything.
+ASKED = {
+    name: asked(name)
+    for name in (
+        "gpu",
+        "nodes",
+        "runtime",
+        "mem_mb",
+        "cpus_per_task",
+        "slurm_batch",
+        "slurm_batch_seconds",
+    )
+}
+
+
 def check_targets(arguments):
     """Name the study that a mistyped target is nearest to; Snakemake knows the targets only after parsing."""
     known = {study.name for study in STUDIES}

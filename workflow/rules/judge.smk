@@ -13,6 +13,7 @@ rule judge_predictions:
     conda:
         "../../envs/environment.yaml"
     resources:
+        **ASKED,
         execution=execution_of,
     params:
         ticket=ticket_of,

@@ -11,6 +11,7 @@ rule prepare_dataset:
     conda:
         "../../envs/environment.yaml"
     resources:
+        **ASKED,
         execution=execution_of,
     params:
         ticket=ticket_of,
@@ -28,6 +29,7 @@ rule draw_subset:
         record=update("<results>/subsets/{dataset}/{size}-{digest}/record.json"),
     log:
         "<logs>/draw_subset/{dataset}/{size}-{digest}.log",
+    localrule: True
     conda:
         "../../envs/environment.yaml"
     resources:

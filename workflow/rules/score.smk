@@ -10,6 +10,7 @@ rule score_predictions:
         ),
     log:
         "<logs>/score_predictions/{model}/{dataset}/{run}/{predictions}/{digest}.log",
+    localrule: True
     conda:
         "../../envs/environment.yaml"
     resources:

@@ -11,6 +11,7 @@ rule train_adapter:
     conda:
         "../../envs/environment.yaml"
     resources:
+        **ASKED,
         execution=execution_of,
     params:
         ticket=ticket_of,

@@ -1,9 +1,16 @@
 """What to ask a cluster for: GPUs, memory and run time of a job, from its estimate, a margin and the attempt."""
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
-from peftbench.planning.totals import Planned
+from peftbench.graph import Job, Plan
+from peftbench.planning.plan_cli import HARDWARE_VARIABLE, pick_hardware
+from peftbench.planning.subject import Subjects
+from peftbench.planning.totals import Planned, Planner
+from peftbench.planning.wanted import Wanted
+from peftbench.spec import Execution
 
 LEAST_MINUTES, LEAST_MB = 10, 1000
 """Of any job: starting takes its time and its memory whatever the estimate."""
@@ -14,20 +21,62 @@ DEVIATIONS = 3.0
 """Median errors that the time is given besides."""
 TIME_GROWTH, MEMORY_GROWTH = 2.0, 1.5
 """Per further attempt: a job that was stopped for asking too little asks for more."""
+SHARED = ("train", "expose")
+"""Stages whose work ``execution.processes`` and ``nodes`` share."""
+SMALL_SECONDS = 120.0
+"""Jobs expected to take less are worth no place in a queue of their own: those of one kind may share one."""
+NAMES = ("gpu", "nodes", "runtime", "mem_mb", "cpus_per_task", "slurm_batch", "slurm_batch_seconds")
+"""Of the resources of rules that may run on a cluster."""
 
 
-def resources_of(job: Planned, attempt: int = 1) -> dict[str, Any]:
-    """``gpu``, ``mem_mb``, ``runtime`` (minutes) and ``cpus_per_task``, by the names of Snakemake's resources.
+def resources_of(job: Planned, attempt: int = 1, execution: Execution | None = None) -> dict[str, Any]:
+    """Resources by Snakemake's names: ``NAMES``. ``runtime`` is in minutes; memory and CPUs are those of one node.
 
+    ``gpu`` counts those of all nodes. ``slurm_batch`` is the kind of a small job, empty for others.
     ``ValueError`` for attempts below 1.
     """
     if attempt < 1:
         raise ValueError(f"attempt {attempt}: attempts count from 1")
+    execution = execution or Execution()
+    shared = job.stage in SHARED
+    processes, nodes = (execution.processes, execution.nodes) if shared else (1, 1)
     minutes = job.seconds / 60.0 * (TIME_MARGIN + DEVIATIONS * job.error)
-    megabytes = job.host_memory / 1e6 * MEMORY_MARGIN
+    megabytes = processes * job.host_memory / 1e6 * MEMORY_MARGIN
+    small = job.seconds <= SMALL_SECONDS and processes * nodes == 1
     return {
-        "gpu": 1 if job.gpu_seconds else 0,
+        "gpu": processes * nodes if job.gpu_seconds else 0,
+        "nodes": nodes,
         "runtime": math.ceil(max(LEAST_MINUTES, minutes) * TIME_GROWTH ** (attempt - 1)),
         "mem_mb": math.ceil(max(LEAST_MB, megabytes + SNAKEMAKE_MB) * MEMORY_GROWTH ** (attempt - 1)),
-        "cpus_per_task": job.cpus,
+        "cpus_per_task": processes * job.cpus,
+        "slurm_batch": f"{job.stage} {job.model}".strip() if small else "",
+        "slurm_batch_seconds": math.ceil(job.seconds) if small else 0,
     }
+
+
+class Requests:
+    """Requests of the jobs of a plan. Nothing is read or estimated before one is asked for."""
+
+    def __init__(self, plan: Plan, root: Path) -> None:
+        """``root``: where relative paths of results start."""
+        self.plan, self.root = plan, root
+        self._planners: dict[str, Planner] = {}
+        self._planned: dict[str, Planned] = {}
+        self._subjects = Subjects(plan.settings.base_of)
+
+    def of(self, job: Job, attempt: int = 1) -> dict[str, Any]:
+        """See ``resources_of``; ``UserError`` where the hardware that is named does not exist."""
+        if job.digest not in self._planned:
+            self._planned[job.digest] = self._planner(job).alone(job, self._subjects)
+        return resources_of(self._planned[job.digest], attempt, self.plan.main.execution)
+
+    def _planner(self, job: Job) -> Planner:
+        """For the hardware that is named, or the one that suits the job's own model."""
+        upstream = {one.digest: one for one in (job, *job.inputs.values())}
+        for one in list(upstream.values()):
+            upstream.update({above.digest: above for above in one.inputs.values()})
+        asked = Wanted(jobs=upstream, after={}, study={})
+        name, hardware = pick_hardware(self.plan, asked, os.environ.get(HARDWARE_VARIABLE) or None)
+        if name not in self._planners:
+            self._planners[name] = Planner(self.plan, name, hardware, self.root)
+        return self._planners[name]

@@ -239,6 +239,11 @@ class Planner:
             problems=[*self.measured.problems, *self.estimator.problems.values()],
         )
 
+    def alone(self, job: Job, subjects: Subjects) -> Planned:
+        """One job, as if none ran before it but those that have left records."""
+        self._filled = set(self._kept)
+        return self._planned(job, subjects, "")
+
     def _planned(self, job: Job, subjects: Subjects, study: str) -> Planned:
         subject = subjects.of(job)
         computes = self._computes(subject)
