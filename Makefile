@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 setup: $(STAMP)
 
 # uv installs the locked packages in seconds; pip does the same where uv cannot.
-$(STAMP): envs/requirements-dev.lock pyproject.toml
+$(STAMP): envs/requirements-dev.lock envs/requirements-slurm.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0])'
 	@echo "== Making $(VENV) (about two minutes without cached packages)"
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,8 @@ $(STAMP): envs/requirements-dev.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r envs/requirements-dev.lock \
 		|| $(BIN)/python -m pip install --quiet --no-deps --require-hashes -r envs/requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --target $(VENV)/lib/snakemake-slurm -r envs/requirements-slurm.lock \
+		|| $(BIN)/python -m pip install --quiet --no-deps --require-hashes --target $(VENV)/lib/snakemake-slurm -r envs/requirements-slurm.lock
 	@touch $@
 
 demo: setup

@@ -12,3 +12,5 @@ for name in requirements requirements-dev; do
 		--generate-hashes --no-emit-find-links --custom-compile-command envs/lock.sh \
 		"${skip[@]/#/--no-emit-package=}" "$@"
 done
+uv pip compile requirements-slurm.in -o requirements-slurm.lock --quiet --universal --python-version 3.11 --no-deps \
+	--generate-hashes --no-emit-find-links --custom-compile-command envs/lock.sh "$@"

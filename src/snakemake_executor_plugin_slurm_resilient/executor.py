@@ -368,10 +368,10 @@ class SlurmExecutor(StockExecutor):
 
     # Going on
 
-    def _allowed(self, cause: Cause) -> int:
+    def _allowed(self, pack: Pack, cause: Cause) -> int:
         settings = self.workflow.executor_settings
         return {
-            Cause.TIME: settings.timeout_retries,
+            Cause.TIME: settings.preempted_retries if pack.capped else settings.timeout_retries,
             Cause.MEMORY: settings.memory_retries,
             Cause.PREEMPTED: settings.preempted_retries,
             Cause.GO_ON: settings.preempted_retries,
@@ -382,7 +382,7 @@ class SlurmExecutor(StockExecutor):
 
     def _go_on(self, pack: Pack, cause: Cause) -> bool:
         """Whether a pack is submitted again; it then asks for more of what it lacked."""
-        allowed = self._allowed(cause)
+        allowed = self._allowed(pack, cause)
         if pack.ends[cause] >= allowed or self._stop.is_set():
             return False
         pack.ends[cause] += 1

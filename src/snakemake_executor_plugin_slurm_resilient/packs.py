@@ -43,6 +43,8 @@ class Pack:
     before: dict[str, Any] = field(default_factory=dict)
     time_factor: float = 1.0
     memory_factor: float = 1.0
+    capped: bool = False
+    """Whether its partition does not allow the time that it wants: it then goes on from limit to limit."""
 
     def __post_init__(self) -> None:
         self.before = {str(path): signature(path) for job in self.jobs for path in job.output}
@@ -94,8 +96,9 @@ class View:
         if minutes:
             total = sum(minutes) if len(minutes) < 2 else batch_minutes(resources)
             asked["runtime"] = -(-int(total * pack.time_factor * 1000) // 1000)
+            pack.capped = longest is not None and asked["runtime"] > longest
             if longest is not None:
-                asked["runtime"] = min(asked["runtime"], max(longest, min(minutes)))
+                asked["runtime"] = min(asked["runtime"], longest)
         if asked.get("mem_mb"):
             asked["mem_mb"] = int(asked["mem_mb"] * pack.memory_factor)
         self.several = int(asked.get("nodes") or 1)

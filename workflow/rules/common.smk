@@ -72,14 +72,9 @@ def execution_of(wildcards):
 
 
 def asked(name):
-    """One of the resources that a job asks a cluster for, from the estimate of that job, made when it is needed.
-
-    Inside an allocation nobody needs it.
-    """
+    """One of the resources that a job asks a cluster for, from the estimate of that job, made when it is needed."""
 
     def resource(wildcards, attempt):
-        if not workflow.is_main_process:
-            return "" if name == "slurm_batch" else 1
         try:
             return requests().of(job_of(wildcards), attempt)[name]
         except UserError as error:
@@ -96,7 +91,8 @@ def requests():
     return Requests(PLAN, Path.cwd())
 
 
-# Of all rules that may run on a cluster. As resources they are no part of any result: no change of them reruns anything.
+# Of all rules that may run on a cluster; none inside an allocation, and on one machine without limits, where nobody counts
+# them. As resources they are part of no result: no change of them reruns anything.
 ASKED = {
     name: asked(name)
     for name in (
@@ -108,6 +104,8 @@ ASKED = {
         "slurm_batch",
         "slurm_batch_seconds",
     )
+    if workflow.is_main_process
+    and (workflow.nodes or set(workflow.global_resources) - {"_cores", "_nodes"})
 }
 
 

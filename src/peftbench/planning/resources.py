@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.graph import Job, Plan
+from peftbench.planning.operations import RUNTIME_HOST
 from peftbench.planning.plan_cli import HARDWARE_VARIABLE, pick_hardware
-from peftbench.planning.subject import Subjects
+from peftbench.planning.subject import MODEL_STAGES, Subjects
 from peftbench.planning.totals import Planned, Planner
 from peftbench.planning.wanted import Wanted
 from peftbench.spec import Execution
@@ -42,6 +43,8 @@ def resources_of(job: Planned, attempt: int = 1, execution: Execution | None = N
     processes, nodes = (execution.processes, execution.nodes) if shared else (1, 1)
     minutes = job.seconds / 60.0 * (TIME_MARGIN + DEVIATIONS * job.error)
     megabytes = processes * job.host_memory / 1e6 * MEMORY_MARGIN
+    if job.stage in MODEL_STAGES and not job.gpu_seconds and execution.worker == "shared":
+        megabytes += RUNTIME_HOST / 1e6  # the warm worker, which the job is a fork of
     small = job.seconds <= SMALL_SECONDS and processes * nodes == 1
     return {
         "gpu": processes * nodes if job.gpu_seconds else 0,
