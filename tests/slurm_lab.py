@@ -1,7 +1,7 @@
-"""A real SLURM on this machine for tests: one slurmctld, several slurmd, no services, no root, nothing outside a folder.
+"""A real SLURM on this machine for tests: one slurmctld, several slurmd, no services, no root, all in a folder.
 
-``Lab`` starts in a second: two CPU nodes, two nodes with two fake GPUs each, partitions ``cpu``, ``gpu``, ``requeue`` and
-``cancel`` (what becomes of jobs that are preempted there). It wants the Debian packages slurmctld, slurmd and
+``Lab`` starts in a second: two CPU nodes, two nodes with two fake GPUs each, partitions ``cpu``, ``gpu``, ``requeue``
+and ``cancel`` (what becomes of jobs that are preempted there). It wants the Debian packages slurmctld, slurmd and
 slurm-client; with accounting slurmdbd and mariadb-server too.
 """
 
@@ -118,6 +118,7 @@ class Lab:
     def __init__(self, accounting: bool = False, min_job_age: int = 300) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
         self.accounting = accounting
+        self._sql: subprocess.Popen[bytes] | None = None
         names = ("ctld", "dbd", "sql", *NODES)
         sockets = [socket.socket() for _ in names]
         for one in sockets:
@@ -179,6 +180,14 @@ class Lab:
 
     def start(self) -> "Lab":
         """All of them; returns when all nodes are idle."""
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start(self) -> None:
         if self.accounting:
             self._start_sql()
             self.start_dbd()
@@ -188,7 +197,6 @@ class Lab:
         for node in NODES:
             self.start_node(node)
         wait_for(lambda: all(state == "idle" for state in self.nodes().values()), 30)
-        return self
 
     def nodes(self) -> dict[str, str]:
         """State by name."""
@@ -209,13 +217,24 @@ class Lab:
 
     def start_dbd(self) -> None:
         self._daemon("slurmdbd")
-        wait_for(lambda: self.run("sacctmgr", "-n", "show", "config", check=False), 30)
+
+        def answers() -> bool:
+            command = ["sacctmgr", "-n", "show", "cluster"]
+            return subprocess.run(command, env=self.environment, capture_output=True).returncode == 0
+
+        wait_for(answers, 30)
 
     def _start_sql(self) -> None:
         user, data = getpass.getuser(), self.folder / "sql"
         subprocess.run(
             [
-                *("mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={user}", "--skip-test-db"),
+                *(
+                    "mariadb-install-db",
+                    "--no-defaults",
+                    f"--datadir={data}",
+                    f"--user={user}",
+                    "--skip-test-db",
+                ),
                 *("--auth-root-authentication-method=normal", "--innodb-log-file-size=8M"),
             ],
             check=True,
@@ -224,7 +243,12 @@ class Lab:
         plug = self.folder / "sql.sock"
         self._sql = subprocess.Popen(
             [
-                *(shutil.which("mariadbd", path=SEARCH), "--no-defaults", f"--datadir={data}", f"--user={user}"),
+                *(
+                    shutil.which("mariadbd", path=SEARCH),
+                    "--no-defaults",
+                    f"--datadir={data}",
+                    f"--user={user}",
+                ),
                 *("--bind-address=127.0.0.1", f"--port={self.port['sql']}", f"--socket={plug}"),
                 *("--innodb-buffer-pool-size=64M", "--innodb-log-file-size=8M", "--innodb-use-native-aio=0"),
                 *("--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900"),
@@ -289,6 +313,7 @@ class Lab:
                 process.kill()
         if self.accounting:
             self.stop_daemon("slurmdbd")
-            self._sql.terminate()
-            self._sql.wait(timeout=20)
+            if self._sql is not None:
+                self._sql.terminate()
+                self._sql.wait(timeout=20)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The SLURM executor without Snakemake around it: real submissions of small shell commands to a real SLURM.
 
-``World`` is what the executor sees of Snakemake: settings, callbacks, a log. ``Task`` is a job whose command is sent as it
-is, instead of by way of a Snakemake process on the node (two seconds of CPU each).
+``World`` is what the executor sees of Snakemake: settings, callbacks, a log. ``Task`` is a job whose command is sent as
+it is, instead of by way of a Snakemake process on the node (two seconds of CPU each).
 """
 
 import contextlib
@@ -12,11 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from snakemake_interface_executor_plugins.settings import SharedFSUsage
+
 from slurm_lab import Lab, wait_for
 from snakemake_executor_plugin_slurm_resilient import ExecutorSettings, common_settings
 from snakemake_executor_plugin_slurm_resilient.packs import Asked, Pack
 from snakemake_executor_plugin_slurm_resilient.stock import find_stock
-from snakemake_interface_executor_plugins.settings import SharedFSUsage
 
 QUICK = {
     "init_seconds_before_status_checks": 1,
@@ -72,7 +73,11 @@ class World:
             """Sends the tasks' commands themselves."""
 
             def format_job_exec(self, job: Pack) -> str:
-                return "status=0\n" + "\n".join(f"({task.command}) || status=1" for task in job.jobs) + "\n(exit $status)"
+                return (
+                    "status=0\n"
+                    + "\n".join(f"({task.command}) || status=1" for task in job.jobs)
+                    + "\n(exit $status)"
+                )
 
         self.logger = logging.getLogger(f"slurm-{folder}")
         self.logger.setLevel(logging.INFO)

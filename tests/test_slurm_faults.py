@@ -4,6 +4,7 @@ import os
 import time
 
 import pytest
+
 from slurm_lab import VARIABLE, Lab, lacking, wait_for
 
 if lacking() and not os.environ.get(VARIABLE):
@@ -51,7 +52,9 @@ def test_names_logs_and_resources(world, lab, tmp_path):
     assert all(part in shown for part in ("TimeLimit=00:07:00", "CPUs/Task=3", "mem=400M", "Account=lab"))
     # Of a program that fails: told once, not tried again, and its log stays.
     assert len(submissions(lab, bad)) == 1 and "its program failed" in bad.said
-    logs = sorted(str(path.relative_to(tmp_path / ".snakemake/slurm_logs")) for path in tmp_path.rglob("*.log"))
+    logs = sorted(
+        str(path.relative_to(tmp_path / ".snakemake/slurm_logs")) for path in tmp_path.rglob("*.log")
+    )
     number = submissions(lab, bad)[0][0]
     assert logs == [f"rule/{tmp_path.name}/bad/{number}.exit.log", f"rule/{tmp_path.name}/bad/{number}.log"]
 
@@ -95,8 +98,11 @@ def test_memory_that_never_suffices_ends_in_an_error(world, lab):
 
 def test_a_job_that_stops_to_go_on_later_runs_again(world, lab):
     one = world()
-    task = one.task("later", f"test -e {one.folder}/seen || (touch {one.folder}/seen; "
-                    "echo 'returned non-zero exit status 75.' >&2; exit 75)")
+    task = one.task(
+        "later",
+        f"test -e {one.folder}/seen || (touch {one.folder}/seen; "
+        "echo 'returned non-zero exit status 75.' >&2; exit 75)",
+    )
     one.run(task)
     one.wait(task)
     assert task.ended == "done" and len(submissions(lab, task)) == 2
@@ -128,12 +134,19 @@ def test_a_requeued_job_is_waited_for(world, lab):
 def test_a_preempted_job_runs_again(world, lab, partition, starts):
     """Whether SLURM requeues it itself or leaves it ended."""
     one = world()
-    task = one.task("preempted", f"test -e {one.folder}/seen || (touch {one.folder}/seen; exec sleep 60)",
-                    slurm_partition=partition, gpu=2, slurm_extra="--nodelist=g1")
+    task = one.task(
+        "preempted",
+        f"test -e {one.folder}/seen || (touch {one.folder}/seen; exec sleep 60)",
+        slurm_partition=partition,
+        gpu=2,
+        slurm_extra="--nodelist=g1",
+    )
     one.run(task)
     one.running(task)
     wait_for((one.folder / "seen").exists)
-    strong = lab.run("sbatch", "--parsable", "-p", "gpu", "--gpus=2", "-w", "g1", "-o", "/dev/null", "--wrap", "sleep 3")
+    strong = lab.run(
+        "sbatch", "--parsable", "-p", "gpu", "--gpus=2", "-w", "g1", "-o", "/dev/null", "--wrap", "sleep 3"
+    )
     one.wait(task)
     assert task.ended == "done" and len(submissions(lab, task)) == starts, one.lines
     assert lab.state(strong) == "COMPLETED"
@@ -141,9 +154,11 @@ def test_a_preempted_job_runs_again(world, lab, partition, starts):
 
 
 def test_a_lost_node(world, lab):
-    """Power goes: without requeueing the job runs again elsewhere, with it SLURM does so itself; nothing else suffers."""
+    """Power goes: the job runs again elsewhere, and that node gets none for a while."""
     one = world()
-    gone = one.task("gone", "sleep 4; echo $SLURMD_NODENAME", slurm_partition="gpu", slurm_extra="--no-requeue -w g1")
+    gone = one.task(
+        "gone", "sleep 4; echo $SLURMD_NODENAME", slurm_partition="gpu", slurm_extra="--no-requeue -w g1"
+    )
     one.run(gone)
     one.running(gone)
     gone.resources["slurm_extra"] = "--no-requeue"
@@ -248,7 +263,9 @@ def test_of_a_shared_job_only_what_is_not_done_runs_again(world, lab):
     one = world(batch_minutes=1)
     small = {"slurm_batch": "kind", "slurm_batch_seconds": 30, "runtime": 2}
     first = one.task("first", f"echo x >>{one.folder}/count; echo ok", **small)
-    second = one.task("second", f"test -e {one.folder}/seen || (touch {one.folder}/seen; exec sleep 60)", **small)
+    second = one.task(
+        "second", f"test -e {one.folder}/seen || (touch {one.folder}/seen; exec sleep 60)", **small
+    )
     one.run(first, second)
     wait_for((one.folder / "seen").exists)
     lab.run("scancel", one.running(second))
@@ -314,7 +331,9 @@ def test_several_gpus_and_several_nodes(world, lab):
     """One node with two GPUs; two nodes with two each: one task a node, GPUs counted by node."""
     one = world(partition="gpu")
     node = one.task("node", "echo $SLURM_NNODES $CUDA_VISIBLE_DEVICES", gpu=2, nodes=1)
-    nodes = one.task("nodes", "srun bash -c 'echo $SLURM_NODEID $CUDA_VISIBLE_DEVICES'", gpu=4, nodes=2, cpus_per_task=2)
+    nodes = one.task(
+        "nodes", "srun bash -c 'echo $SLURM_NODEID $CUDA_VISIBLE_DEVICES'", gpu=4, nodes=2, cpus_per_task=2
+    )
     cpus = one.task("cpus", "srun bash -c 'echo $SLURM_NODEID'", nodes=2, slurm_partition="cpu")
     one.run(node, nodes, cpus)
     one.wait(node, nodes, cpus)

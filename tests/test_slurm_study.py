@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from slurm_lab import VARIABLE, Lab, lacking
 
 if lacking() and not os.environ.get(VARIABLE):
@@ -56,8 +57,17 @@ class Study:
         for part in ("Snakefile", "workflow", "profiles", "envs", "config", "paper"):
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, root / part)
-        axes = {"model": "tiny-llava", "method": ["lora", "ia3"], "connector": "tuned", "dataset": "vizwiz_mini"}
-        study = {"title": "On a cluster", "axes": axes | {"train_size": 100, "epochs": 1}, "include_base": True}
+        axes = {
+            "model": "tiny-llava",
+            "method": ["lora", "ia3"],
+            "connector": "tuned",
+            "dataset": "vizwiz_mini",
+        }
+        study = {
+            "title": "On a cluster",
+            "axes": axes | {"train_size": 100, "epochs": 1},
+            "include_base": True,
+        }
         (root / "config/studies/cluster.yaml").write_text(yaml.safe_dump(study))
 
     def run(self, folder: str, lab: Lab | None = None, *more: str, **settings) -> str:
@@ -105,7 +115,9 @@ def test_a_study_on_slurm_gives_the_same_bits_as_on_this_machine(study, lab):
     assert {row[1] for row in lab.mine()} == {"COMPLETED"}
     assert any(re.fullmatch(r"build_base_model:tiny-llava/[0-9a-f]{16}", name) for name in names), names
     logs = study.root / "there/results/logs"
-    assert not list((logs / "slurm").rglob("*.log")) and list((logs / "train_adapter/tiny-llava").rglob("*.log"))
+    assert not list((logs / "slurm").rglob("*.log")) and list(
+        (logs / "train_adapter/tiny-llava").rglob("*.log")
+    )
     assert "Nothing to be done" in study.run("there", lab)
 
 
@@ -134,7 +146,9 @@ class Master:
                 *("--until", "train_adapter", *arguments),
             ],
             cwd=project.root,
-            env=lab.environment | {"PYTHONPATH": str(project.root / "src"), "OMP_NUM_THREADS": "1"} | variables,
+            env=lab.environment
+            | {"PYTHONPATH": str(project.root / "src"), "OMP_NUM_THREADS": "1"}
+            | variables,
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,

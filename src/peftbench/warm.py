@@ -46,8 +46,8 @@ IMPORT_TIME = (
     "PEFTBENCH_WORKER_",
     "SLURM_JOB_ID",
 )
-"""Prefixes of variables that libraries read when imported: clients that differ there share no server. Nor do SLURM jobs:
-a server ends with the allocation that it was started in."""
+"""Prefixes of variables that libraries read when imported: clients that differ there share no server. Nor do
+SLURM jobs: a server ends with the allocation that it was started in."""
 SERVER = Path(__file__).with_name("warm_server.py")
 START_SECONDS = 120.0
 

@@ -19,7 +19,10 @@ def _setting(default: Any, text: str) -> Any:
 
 @dataclass
 class ExecutorSettings(ExecutorSettingsBase):
-    """Options of the command line and of profiles, each as ``slurm-resilient-<name>``."""
+    """Options of the command line and of profiles, each as ``slurm-resilient-<name>``.
+
+    Snakemake reads the types of fields, and knows ``Optional`` but not ``| None``.
+    """
 
     account: Optional[str] = _setting(None, "Account of all jobs that name none (resource slurm_account).")
     partition: Optional[str] = _setting(
@@ -39,37 +42,49 @@ class ExecutorSettings(ExecutorSettingsBase):
     keep_successful_logs: bool = _setting(False, "Keep the logs of jobs that ended well too.")
     delete_logfiles_older_than: int = _setting(10, "Days after which logs are removed; 0: never.")
     status_query: str = _setting(
-        "squeue", "Command that is asked first about jobs: squeue or sacct; the other one knows what it does not."
+        "squeue",
+        "Command that is asked first about jobs: squeue or sacct; the other one knows what it does not.",
     )
     init_seconds_before_status_checks: int = _setting(5, "Seconds until the first look at jobs.")
     max_seconds_between_status_checks: int = _setting(
         60, "Longest time between two looks; it grows from the first while nothing happens."
     )
     lost_after: int = _setting(
-        600, "Seconds after which a job that neither squeue nor sacct knows, and that left no status, is lost."
+        600,
+        "Seconds after which a job that neither squeue nor sacct knows, and that left no status, is lost.",
     )
     sbatch_patience: int = _setting(
-        3600, "Seconds for which a submission is tried again while SLURM does not answer or takes no more jobs."
+        3600,
+        "Seconds for which a submission is tried again while SLURM does not answer or takes no more jobs.",
     )
-    timeout_retries: int = _setting(3, "Times that a job is submitted again, with more time, after its time limit.")
-    memory_retries: int = _setting(3, "Times that a job is submitted again, with more memory, after it ran out of it.")
+    timeout_retries: int = _setting(
+        3, "Times that a job is submitted again, with more time, after its time limit."
+    )
+    memory_retries: int = _setting(
+        3, "Times that a job is submitted again, with more memory, after it ran out of it."
+    )
     preempted_retries: int = _setting(
         20, "Times that a job is submitted again after it was preempted, or ended itself to go on later."
     )
-    node_retries: int = _setting(5, "Times that a job is submitted again after its node failed, or it was lost.")
+    node_retries: int = _setting(
+        5, "Times that a job is submitted again after its node failed, or it was lost."
+    )
     cancelled_retries: int = _setting(2, "Times that a job is submitted again after somebody cancelled it.")
     time_growth: float = _setting(2.0, "Factor of the time limit after each time limit.")
     memory_growth: float = _setting(1.5, "Factor of the memory after each lack of it.")
     batch_minutes: float = _setting(
-        10.0, "Small jobs (resources slurm_batch, slurm_batch_seconds) share a SLURM job of about so many minutes."
+        10.0,
+        "Small jobs (resources slurm_batch, slurm_batch_seconds) share a SLURM job of about so many minutes.",
     )
-    batch_wait: float = _setting(10.0, "Seconds for which small jobs wait for others to share a SLURM job with.")
+    batch_wait: float = _setting(
+        10.0, "Seconds for which small jobs wait for others to share a SLURM job with."
+    )
     requeue: bool = _setting(False, "Submit with --requeue, whatever the cluster's default.")
     no_requeue: bool = _setting(False, "Submit with --no-requeue, whatever the cluster's default.")
     exclude_failed_nodes: Optional[str] = _setting(None, "Nodes that no job shall go to, with commas.")
 
     # What the stock executor asks for besides. Arrays and reports are none of this one's.
-    array_jobs: ClassVar[Optional[str]] = None
+    array_jobs: ClassVar[str | None] = None
     array_limit: ClassVar[int] = 1000
     efficiency_report: ClassVar[bool] = False
     jobname_prefix: ClassVar[str] = ""

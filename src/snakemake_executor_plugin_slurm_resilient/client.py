@@ -44,7 +44,9 @@ def ask(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def submit(call: str, script: str, patience: float, stop: Event, again: Callable[[str, float], str | None]) -> str:
+def submit(
+    call: str, script: str, patience: float, stop: Event, again: Callable[[str, float], str | None]
+) -> str:
     """Submit and return sbatch's output, waiting longer and longer while SLURM does not answer.
 
     ``again`` is told what went wrong and for how long, before each further try: what it returns is the id of the job,

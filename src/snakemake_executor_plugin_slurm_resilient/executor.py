@@ -26,7 +26,11 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm.validation import validate_or_get_slurm_job_id, validate_slurm_extra
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
-from snakemake_interface_executor_plugins.utils import encode_target_jobs_cli_args, format_cli_arg, join_cli_args
+from snakemake_interface_executor_plugins.utils import (
+    encode_target_jobs_cli_args,
+    format_cli_arg,
+    join_cli_args,
+)
 
 from snakemake_executor_plugin_slurm_resilient import client, packs, states
 from snakemake_executor_plugin_slurm_resilient.packs import Pack, View, Waiting
@@ -236,7 +240,9 @@ class SlurmExecutor(StockExecutor):
                 self._submit_all(self._waiting.due())
             await asyncio.sleep(0.2)
 
-    async def check_active_jobs(self, active_jobs: list[SubmittedJobInfo]) -> AsyncGenerator[SubmittedJobInfo, None]:
+    async def check_active_jobs(
+        self, active_jobs: list[SubmittedJobInfo]
+    ) -> AsyncGenerator[SubmittedJobInfo, None]:
         """Report what has ended; yield what has not, whatever goes wrong meanwhile."""
         if not self._waiting:
             return
@@ -248,7 +254,9 @@ class SlurmExecutor(StockExecutor):
         except Exception as error:
             self.logger.warning(f"Looking at SLURM jobs failed ({error!r}): looking again later.")
         changed = bool(causes)
-        again = {pack for pack, cause in causes.items() if cause is not Cause.DONE and self._go_on(pack, cause)}
+        again = {
+            pack for pack, cause in causes.items() if cause is not Cause.DONE and self._go_on(pack, cause)
+        }
         for info in active_jobs:
             pack: Pack = info.aux["pack"]
             if pack.refusal:
@@ -292,7 +300,9 @@ class SlurmExecutor(StockExecutor):
             self._say_silence(len(watched))
             return {pack: Cause.DONE for pack in watched if pack.slurm_id in rows}
         if self._silent_since is not None:
-            self.logger.info(f"SLURM answers again after {time.monotonic() - self._silent_since:.0f} seconds.")
+            self.logger.info(
+                f"SLURM answers again after {time.monotonic() - self._silent_since:.0f} seconds."
+            )
             self._silent_since = None
         # Accounting says NODE_FAIL or PREEMPTED of a job that SLURM has queued anew: only squeue knows what lives.
         unsure = [i for i in ids if not rows.get(i, Row("")).known]
@@ -328,7 +338,9 @@ class SlurmExecutor(StockExecutor):
         cause = states.ENDED[row.state]
         if cause in (Cause.PROGRAM, Cause.CANCELLED):
             assert pack.slurm_id
-            steps = client.ask("sacct", "--noheader", "--parsable2", "--format=State", "--jobs", pack.slurm_id)
+            steps = client.ask(
+                "sacct", "--noheader", "--parsable2", "--format=State", "--jobs", pack.slurm_id
+            )
             cause = states.cause_of(row.state, states.last_log(pack.log), steps or "")
         nodes = states.node_names(row)
         if cause is Cause.NODE and nodes:
@@ -391,7 +403,8 @@ class SlurmExecutor(StockExecutor):
         if cause is Cause.LOST and pack.slurm_id:
             client.ask("scancel", "--quiet", pack.slurm_id)
         self.logger.warning(
-            f"SLURM job {pack.slurm_id} ({pack.name}): {cause.value}; submitted again ({pack.ends[cause]} of {allowed})."
+            f"SLURM job {pack.slurm_id} ({pack.name}): {cause.value}; "
+            f"submitted again ({pack.ends[cause]} of {allowed})."
         )
         return True
 
@@ -425,4 +438,6 @@ class SlurmExecutor(StockExecutor):
         ids = sorted({info.aux["pack"].slurm_id for info in active_jobs if info.aux["pack"].slurm_id})
         for start in range(0, len(ids), 100):
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                subprocess.run(["scancel", "--quiet", *ids[start : start + 100]], capture_output=True, timeout=60)
+                subprocess.run(
+                    ["scancel", "--quiet", *ids[start : start + 100]], capture_output=True, timeout=60
+                )

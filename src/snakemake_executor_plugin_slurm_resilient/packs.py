@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from snakemake_executor_plugin_slurm_resilient.states import START, Cause
 
@@ -31,12 +31,12 @@ class Pack:
     """Snakemake jobs in one SLURM job, and what has become of it."""
 
     jobs: list[Any]
-    slurm_id: Optional[str] = None
+    slurm_id: str | None = None
     """None while it is being submitted."""
     log: Path = Path()
     ends: Counter = field(default_factory=Counter)
     """How often it was submitted again, by cause."""
-    missing_since: Optional[float] = None
+    missing_since: float | None = None
     refusal: str = ""
     """Why it could not be submitted again."""
     warned: set[str] = field(default_factory=set)
@@ -85,7 +85,7 @@ class Pack:
 class View:
     """A pack as the stock plugin's functions want to see a job."""
 
-    def __init__(self, pack: Pack, longest: Optional[int]) -> None:
+    def __init__(self, pack: Pack, longest: int | None) -> None:
         """``longest``: minutes that its partition allows; None: not known."""
         resources = [Asked(job.resources.items()) for job in pack.jobs]
         asked = Asked(resources[0])
@@ -147,10 +147,10 @@ def members(comment: str) -> list[str]:
     return found.group(1).split(",") if found else []
 
 
-def signature(path: Any) -> Optional[tuple[int, int, int]]:
+def signature(path: Any) -> tuple[int, int, int] | None:
     """What tells two states of a file apart; None where it is not there."""
     try:
-        facts = os.stat(path)
+        facts = Path(path).stat()
     except OSError:
         return None
     return facts.st_ino, facts.st_mtime_ns, facts.st_size

@@ -89,7 +89,11 @@ def rows(text: str) -> dict[str, Row]:
 
 def node_names(row: Row) -> str:
     """The nodes that a job ran on, fit for ``--exclude``; empty for one that never had any (``None assigned``)."""
-    return row.nodes if re.fullmatch(r"[\w.\-]+(\[[\d,\-]+\][\w.\-]*)?(,[\w.\-]+(\[[\d,\-]+\])?)*", row.nodes) else ""
+    return (
+        row.nodes
+        if re.fullmatch(r"[\w.\-]+(\[[\d,\-]+\][\w.\-]*)?(,[\w.\-]+(\[[\d,\-]+\])?)*", row.nodes)
+        else ""
+    )
 
 
 def last_log(path: Path) -> str:
