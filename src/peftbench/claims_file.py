@@ -135,11 +135,29 @@ def _axes(test: Test) -> list[tuple[str, str]]:
 
 def _columns(tables: Path, table: str, name: str) -> list[str]:
     path = tables / f"{table}.csv"
-    if not path.exists():
-        known = [p.stem for p in tables.glob("*.csv")]
+    known = [p.stem for p in tables.glob("*.csv")]
+    if table not in known:
         raise UserError(f"{FILE}: claims.{name}.published.table: no {path.name}{did_you_mean(table, known)}")
-    with path.open(encoding="utf-8") as stream:
-        return stream.readline().strip().split(",")
+    rows = _rows(path)
+    return list(rows[0]) if rows else []
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Lines of a published table; ``UserError`` for what is no table, or has lines of other lengths."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows: list[dict[str, str]] = list(csv.DictReader(stream))
+    except OSError as error:
+        raise UserError(f"{FILE}: published: {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        what = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"not valid CSV: {error}"
+        raise UserError(f"{FILE}: published: {path}: {what}") from None
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise UserError(
+                f"{FILE}: published: {path}, line {number}: more or fewer fields than the header has"
+            )
+    return rows
 
 
 def read_tables(claims: Claims, tables: Path) -> dict[str, list[dict[str, str]]]:
@@ -147,10 +165,5 @@ def read_tables(claims: Claims, tables: Path) -> dict[str, list[dict[str, str]]]
     found = {}
     for claim in claims.claims.values():
         if claim.published is not None and claim.published.table not in found:
-            path = tables / f"{claim.published.table}.csv"
-            try:
-                with path.open(encoding="utf-8", newline="") as stream:
-                    found[claim.published.table] = list(csv.DictReader(stream))
-            except OSError as error:
-                raise UserError(f"{FILE}: published: {path}: {error.strerror}") from None
+            found[claim.published.table] = _rows(tables / f"{claim.published.table}.csv")
     return found

@@ -1,103 +1,29 @@
-"""Reading the configuration: typed, every mistake named in one line by file, key and nearest valid name."""
+"""The configuration of one workflow: the merged ``config.yaml``, the files that it refers to, and what they name."""
 
+import ast
 import copy
 import functools
 import re
-import types
-import typing
-from collections.abc import Iterable
+import string
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import yaml
 
-from peftbench.config_types import DatasetConfig, MainConfig, ModelConfig, StudyConfig
+from peftbench.addresses import refuse_secrets
+from peftbench.config_types import DatasetConfig, Identity, MainConfig, Metric, ModelConfig, StudyConfig
 from peftbench.errors import UserError, did_you_mean
+from peftbench.fingerprint import is_installed
+from peftbench.reading import check_keys, check_part, merge, part_names, read_mapping, read_yaml, typed
+
+__all__ = ["Settings", "merge", "read_yaml", "typed"]
 
 T = TypeVar("T", bound=msgspec.Struct)
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _StrictLoader(_Loader):
-    """YAML with two repairs: a repeated key is an error, and 2e-4 is a number (YAML 1.1 wants 2.0e-4)."""
-
-
-def _mapping(loader: Any, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, str | int):
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
-            seen.add(key)
-    loader.flatten_mapping(node)
-    return _Loader.construct_mapping(loader, node, deep=True)
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def read_yaml(path: Path) -> Any:
-    """Content of a YAML file; ``UserError`` with file and line where it cannot be read."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{where}: not valid YAML: {problem}") from None
-
-
-def typed(data: Any, kind: type[T], file: str, prefix: str = "") -> T:
-    """Plain data as a struct; ``UserError`` of one line with file and key where it does not fit."""
-    _check_keys(data, kind, file, prefix)
-    try:
-        return msgspec.convert(data, kind, strict=False)
-    except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at `$")
-        key = ".".join(part for part in (prefix, where.rstrip("`").lstrip(".")) if part)
-        raise UserError(f"{file}: {key or 'top level'}: {message[0].lower()}{message[1:]}") from None
-
-
-def _check_keys(data: Any, kind: type[msgspec.Struct], file: str, prefix: str) -> None:
-    where = f"{file}: {prefix}: " if prefix else f"{file}: "
-    if not isinstance(data, dict):
-        raise UserError(f"{where}expected keys with values, got {type(data).__name__}")
-    hints = _hints(kind)
-    for key in data:
-        if key not in hints:
-            raise UserError(f"{where}unknown key {key!r}{did_you_mean(key, hints)}")
-    for name in _required(kind):
-        if name not in data:
-            raise UserError(f"{where}key {name!r} is missing")
-    for key, value in data.items():
-        inner = _struct_of(hints[key])
-        if inner is not None and value is not None:
-            _check_keys(value, inner, file, f"{prefix}.{key}" if prefix else str(key))
-
-
-@functools.cache
-def _hints(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-@functools.cache
-def _required(kind: type[msgspec.Struct]) -> tuple[str, ...]:
-    return tuple(field.name for field in msgspec.structs.fields(kind) if field.required)
-
-
-def _struct_of(hint: Any) -> type[msgspec.Struct] | None:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    found = [o for o in options if isinstance(o, type) and issubclass(o, msgspec.Struct)]
-    return found[0] if found else None
+PACKAGE = Path(__file__).parent
+STUDY_NAME = re.compile(r"[a-z][a-z0-9_]*")
+PLACES = ("question", "choices", "lettered")
+"""What a template of a prompt can ask for."""
 
 
 class Settings:
@@ -107,6 +33,16 @@ class Settings:
         """``config`` is ``config/config.yaml`` with overlays merged, ``root`` the folder of ``config/``."""
         self.root = root
         self.main = typed(config, MainConfig, "config/config.yaml (with overlays)")
+        for package in self.main.identity.packages:
+            if package not in Identity().packages and not is_installed(package):
+                known = Identity().packages
+                raise UserError(
+                    f"config/config.yaml: identity.packages: no package {package!r} is installed"
+                    f"{did_you_mean(package, known)}"
+                )
+        for prefix, mirror in self.main.execution.mirrors.items():
+            for address in (prefix, mirror):
+                refuse_secrets(address, "config/config.yaml: execution.mirrors")
         self._unique(self.main.lineup.models, "lineup.models")
         self._unique(self.main.lineup.datasets, "lineup.datasets")
         self._unique(self.main.studies, "studies")
@@ -119,22 +55,17 @@ class Settings:
             self._known("study", name, "config/config.yaml: studies")
         for name in self.main.methods:
             self.check_method(name, "config/config.yaml: methods")
-        for name in self.main.reduce:
+        for name, changes in self.main.reduce.items():
             self._known("study", name, "config/config.yaml: reduce")
-        known = [*self.names("model"), *self.names("dataset")]
-        for name, other in self.main.stand_ins.items():
-            for used in (name, other):
-                if used not in known:
-                    raise UserError(
-                        f"config/config.yaml: stand_ins: no model or data set {used!r}{did_you_mean(used, known)}"
-                    )
+            check_keys(changes, StudyConfig, "config/config.yaml", f"reduce.{name}")
+        self._check_stand_ins()
 
     @classmethod
     def from_files(cls, root: Path, overlays: Iterable[Path] = ()) -> "Settings":
         """The settings as ``snakemake --configfile overlays`` would see them."""
-        merged = read_yaml(root / "config/config.yaml") or {}
+        merged = read_mapping(root / "config/config.yaml")
         for overlay in overlays:
-            merge(merged, read_yaml(overlay) or {})
+            merge(merged, read_mapping(overlay))
         return cls(merged, root)
 
     def names(self, kind: str) -> list[str]:
@@ -143,10 +74,24 @@ class Settings:
 
     def model(self, name: str, where: str) -> ModelConfig:
         """A model's file; ``where`` says who asks."""
-        loaded = self._file("model", name, ModelConfig, where)
+        return self._file("model", name, ModelConfig, where, self._check_model)
+
+    def _check_model(self, loaded: ModelConfig, file: str) -> None:
         for method in loaded.methods:
-            self.check_method(method, f"config/models/{name}.yaml: methods")
-        return loaded
+            self.check_method(method, f"{file}: methods")
+        names = loaded.names
+        check_part(
+            "template", names.template, PACKAGE / "models/templates", "*.jinja", f"{file}: names.template"
+        )
+        if names.code:
+            check_part("model code", names.code, PACKAGE / "models", "*", f"{file}: names.code")
+        if loaded.architecture:
+            folder = self.root / "config/architectures"
+            check_part("architecture", loaded.architecture, folder, "*.json", f"{file}: architecture")
+        try:
+            re.compile(names.layers)
+        except re.error as error:
+            raise UserError(f"{file}: names.layers: no regular expression: {error}") from None
 
     def base_of(self, name: str, where: str = "a study") -> str:
         """The model whose folder on disk a model is: its own, or that of the one it extends."""
@@ -160,18 +105,33 @@ class Settings:
 
     def dataset(self, name: str, where: str) -> DatasetConfig:
         """A data set's file; ``where`` says who asks."""
-        loaded = self._file("dataset", name, DatasetConfig, where)
-        self._module("metric", loaded.metric.name, f"config/datasets/{name}.yaml: metric.name")
+        return self._file("dataset", name, DatasetConfig, where, self._check_dataset)
+
+    def _check_dataset(self, loaded: DatasetConfig, file: str) -> None:
+        self._check_metric(loaded.metric, f"{file}: metric")
+        for number, template in enumerate(loaded.prompt.templates):
+            _check_template(template, f"{file}: prompt.templates[{number}]")
         wanted = {"test"} if loaded.evaluation_only else {"train", "test"}
         if missing := wanted - loaded.splits.keys():
-            raise UserError(f"config/datasets/{name}.yaml: splits: key {min(missing)!r} is missing")
+            raise UserError(f"{file}: splits: key {min(missing)!r} is missing")
         if loaded.evaluation_only and "train" in loaded.splits:
-            raise UserError(f"config/datasets/{name}.yaml: evaluation_only, and yet it has a split 'train'")
-        return loaded
+            raise UserError(f"{file}: evaluation_only, and yet it has a split 'train'")
 
     def study(self, name: str, where: str = "the command line") -> StudyConfig:
         """A study's file; ``where`` says who asks."""
-        return self._file("study", name, StudyConfig, where)
+        return self._file("study", name, StudyConfig, where, self._check_study)
+
+    def _check_study(self, loaded: StudyConfig, file: str) -> None:
+        if not STUDY_NAME.fullmatch(Path(file).stem):
+            raise UserError(
+                f"{file}: a study's name is a target, of lower-case letters, digits and underscores: rename the file"
+            )
+        if loaded.metric is not None:
+            self._check_metric(loaded.metric, f"{file}: metric")
+        kinds = ("table", *part_names(PACKAGE / "analysis/descriptions", "*.py"))
+        if loaded.kind not in kinds:
+            raise UserError(f"{file}: kind: unknown kind {loaded.kind!r}{did_you_mean(loaded.kind, kinds)}")
+        check_part("figure", loaded.figure, PACKAGE / "analysis/figures", "*.py", f"{file}: figure")
 
     def stand_in(self, name: str) -> str:
         """What is used in the place of a model or data set; itself where nothing is."""
@@ -181,6 +141,29 @@ class Settings:
         """``UserError`` unless ``peftbench.methods`` has that method."""
         self._module("method", name, where)
 
+    def _check_stand_ins(self) -> None:
+        """What stands in for a model is a model; the replaced one need not have a file any more, but a name."""
+        kinds = {name: kind for kind in ("model", "dataset") for name in self.names(kind)}
+        for name, other in self.main.stand_ins.items():
+            for used in (name, other):
+                if used not in kinds:
+                    raise UserError(
+                        f"config/config.yaml: stand_ins: no model or data set {used!r}{did_you_mean(used, kinds)}"
+                    )
+            if kinds[name] != kinds[other]:
+                raise UserError(
+                    f"config/config.yaml: stand_ins: {name} is a {_WORDS[kinds[name]]}, {other} a "
+                    f"{_WORDS[kinds[other]]}: one cannot stand in for the other"
+                )
+
+    def _check_metric(self, metric: Metric, where: str) -> None:
+        self._module("metric", metric.name, f"{where}.name")
+        if metric.settings:
+            known = metric_settings(metric.name)
+            for key in metric.settings:
+                if key not in known:
+                    raise UserError(f"{where}.settings: unknown key {key!r}{did_you_mean(key, known)}")
+
     @functools.cached_property
     def _loaded(self) -> dict[tuple[str, str], Any]:
         return {}
@@ -189,11 +172,14 @@ class Settings:
     def _contents(self) -> dict[tuple[str, str], dict[str, Any]]:
         return {}
 
-    def _file(self, kind: str, name: str, type_: type[T], where: str) -> T:
+    def _file(self, kind: str, name: str, type_: type[T], where: str, check: Callable[[T, str], None]) -> T:
         if (kind, name) not in self._loaded:
-            content = self._whole(kind, name, where)
-            self._loaded[kind, name] = typed(content, type_, f"config/{_FOLDERS[kind]}/{name}.yaml")
-        return self._loaded[kind, name]
+            file = f"config/{_FOLDERS[kind]}/{name}.yaml"
+            loaded = typed(self._whole(kind, name, where), type_, file)
+            check(loaded, file)
+            self._loaded[kind, name] = loaded
+        found: T = self._loaded[kind, name]
+        return found
 
     def _content(self, kind: str, name: str, where: str) -> dict[str, Any]:
         """A file as it is written."""
@@ -273,6 +259,31 @@ def is_module(kind: str, name: str) -> bool:
 
 
 @functools.cache
+def metric_settings(metric: str) -> tuple[str, ...]:
+    """Names of a metric's settings, its own and those that all have; read, not imported."""
+    tree = ast.parse(_text(PACKAGE / f"metrics/{metric}.py")), ast.parse(_text(PACKAGE / "metrics/base.py"))
+    classes = [node for part in tree for node in part.body if isinstance(node, ast.ClassDef)]
+    return tuple(
+        field.target.id
+        for node in classes
+        if node.name in ("Settings", "MetricSettings")
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    )
+
+
+def _check_template(template: str, where: str) -> None:
+    """A prompt asks for what there is and nothing else: no attributes, no formats."""
+    try:
+        places = [(name, form, bang) for _, name, form, bang in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise UserError(f"{where}: {error}: write {{question}}, and braces that are text twice") from None
+    for name, form, bang in places:
+        if name is not None and (name not in PLACES or form or bang):
+            raise UserError(f"{where}: cannot fill {{{name}}}{did_you_mean(name, PLACES)}")
+
+
+@functools.cache
 def needs_judge(metric: str) -> bool:
     """Whether a metric declares ``NEEDS_JUDGE``: it scores what a judge says of the answers."""
     path = Path(__file__).parent / "metrics" / f"{metric}.py"
@@ -288,12 +299,3 @@ def describes_data(kind: str) -> bool:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
-
-
-def merge(into: dict[str, Any], overlay: dict[str, Any]) -> None:
-    """Update nested mappings as Snakemake merges configuration files: mappings merge, all else replaces."""
-    for key, value in overlay.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            merge(into[key], value)
-        else:
-            into[key] = value

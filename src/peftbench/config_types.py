@@ -15,6 +15,8 @@ from peftbench.spec import (
     Precision,
     Prompt,
     Schedule,
+    Seed,
+    Share,
 )
 from peftbench.views import Choice
 
@@ -53,9 +55,9 @@ class Training(Config, frozen=True, kw_only=True):
     """Peak learning rate of the connector, where it is tuned."""
     weight_decay: NonNegativeFloat = 0.0
     """Of AdamW."""
-    beta1: NonNegativeFloat = 0.9
+    beta1: Share = 0.9
     """Of AdamW."""
-    beta2: NonNegativeFloat = 0.999
+    beta2: Share = 0.999
     """Of AdamW."""
     eps: NonNegativeFloat = 1e-8
     """Of AdamW."""
@@ -100,7 +102,7 @@ class Exposure(Config, frozen=True, kw_only=True):
     """Passes over the mix; the paper does not say how many, LLaVA-1.5's own fine-tuning makes one."""
     global_batch: PositiveInt = 128
     """Examples per optimiser step (the paper's)."""
-    seed: int = 42
+    seed: Seed = 42
     """Of the order of examples."""
 
 
@@ -140,7 +142,7 @@ class MainConfig(Config, frozen=True, kw_only=True):
     """What ``lineup`` stands for in studies."""
     studies: list[StudyName]
     """The studies that a plain ``snakemake`` makes."""
-    seeds: Annotated[list[int], Meta(min_length=1)] = field(default_factory=lambda: [42])
+    seeds: Annotated[list[Seed], Meta(min_length=1)] = field(default_factory=lambda: [42])
     """Seeds of training (initialisation, data order, dropout) and of subsets; studies may name their own."""
     training: Training = Training()
     """Settings of training."""
@@ -178,9 +180,9 @@ class ModelConfig(Config, frozen=True, kw_only=True):
     """``kind`` (a module of ``peftbench.models.sources``), the settings of that kind, and ``from``: what is fetched."""
     names: ModelNames
     """Where its parts are."""
-    parameters: dict[str, int] = {}
+    parameters: dict[str, NonNegativeInt] = {}
     """Published parameter counts by component; checked against the built model where given."""
-    architecture: str = ""
+    architecture: Literal[""] | Name = ""
     """File of ``config/architectures``, without suffix: the full-size configuration, for counting parameters and
     operations without the weights."""
     published_vocabulary: PositiveInt | None = None
@@ -242,7 +244,7 @@ class DatasetConfig(Config, frozen=True, kw_only=True):
 class Published(Config, frozen=True, kw_only=True):
     """Which published values stand beside ours: a file, and what its columns are called here."""
 
-    file: str
+    file: Name
     """File of ``paper/tables``, without suffix."""
     value: str = "score"
     """Its column with the values."""
@@ -293,12 +295,12 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     ``model`` and ``dataset`` also take ``lineup``, ``dataset`` and ``target`` take ``seen`` and ``unseen``."""
     grids: list[dict[str, Any]] = []
     """Several grids in one study: each entry holds axes that come on top of ``axes``, or in the place of some."""
-    kind: str = "table"
+    kind: Name = "table"
     """What is made: ``table``, of scored runs with its figure and its page; or a table that describes, a module of
     ``peftbench.analysis.descriptions``, which needs of the axes only those that it shows."""
     runs_of: Literal[""] | StudyName = ""
     """Of a table that describes: the study whose runs it shows too (their memory, time and scores). Empty: none."""
-    figure: str = "dots"
+    figure: Name = "dots"
     """Kind of the figure: a module of ``peftbench.analysis.figures``."""
     gallery: Gallery | None = None
     """Examples that the study shows; None: on its page those of ``report.gallery``."""

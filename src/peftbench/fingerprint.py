@@ -308,6 +308,11 @@ def default_fingerprinter() -> Fingerprinter:
     return Fingerprinter(installed_package_dir())
 
 
+def is_installed(package: str) -> bool:
+    """Whether there is an installed package of that name."""
+    return _version(package) != "none"
+
+
 @cache
 def _version(package: str) -> str:
     import importlib.metadata  # costs as much as the rest of this module

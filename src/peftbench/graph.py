@@ -4,13 +4,15 @@ import csv
 import functools
 import json
 import string
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Struct
 
+from peftbench.addresses import is_secret, refuse_secrets
 from peftbench.blessings import read_blessings
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.claims_file import read_claims, read_tables
@@ -35,7 +37,7 @@ from peftbench.spec import (
     SubsetSpec,
     TrainSpec,
 )
-from peftbench.stages import RULES, live_code, source_module
+from peftbench.stages import RULES, components, live_code, source_module
 from peftbench.store import RECORD, atomic_bytes
 from peftbench.study import BASE, Expander, Run, method_module, optim_of
 from peftbench.views import (
@@ -201,7 +203,7 @@ class Plan:
         """Preparation of a data set."""
         where = f"config/datasets/{dataset}.yaml"
         config = self.settings.dataset(dataset, where)
-        source, files = self._source("data", config.source, where)
+        source, files = self._source("data", config.source, where, config.splits)
         spec = PrepareSpec(dataset=dataset, source=source, splits=config.splits)
         return self._add("prepare", spec, files, dataset, f"data/{dataset}-{{digest}}")
 
@@ -376,6 +378,9 @@ class Plan:
             prompt = read(scale, self.settings.root / judge.prompt_file if judge.prompt_file else None)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+        kinds = get_args(get_type_hints(JudgeSpec)["kind"])
+        if judge.kind not in kinds:
+            raise UserError(f"{where}: kind: unknown kind {judge.kind!r}{did_you_mean(judge.kind, kinds)}")
         endpoint = judge.kind == "endpoint"
         spec = JudgeSpec(
             kind=judge.kind,  # type: ignore[arg-type] # checked by the stage's components
@@ -395,14 +400,31 @@ class Plan:
             raise UserError(
                 f"{where}: an endpoint needs a model and a base_url that starts with http:// or https://"
             )
+        if endpoint:
+            refuse_secrets(judge.base_url, f"{where}: base_url")
+            for name in filter(is_secret, judge.parameters):
+                raise UserError(
+                    f"{where}: parameters.{name}: keys do not belong here, where they are stored: name the environment "
+                    "variable that holds it by execution.judge_key_variable"
+                )
         return spec, local
 
     def _plan_study(self, name: str) -> StudyPlan:
         expander = Expander(name, self.settings)
-        if expander.study.kind != "table":
+        study = expander.study
+        if name in TAKEN:
+            raise UserError(
+                f"{expander.file}: the workflow has a target {name!r} of its own: rename the file"
+            )
+        if study.group in (*TAKEN, *self.settings.names("study")):
+            raise UserError(
+                f"{expander.file}: group: there is a target {study.group!r} already: choose another name"
+            )
+        if study.kind != "table":
             return self._plan_description(expander)
         runs = list(expander.runs())
-        study = expander.study
+        if not runs:
+            raise UserError(f"{expander.file}: no run is left: exclude leaves all combinations out")
         scores = [self.score(run, study.metric) for run in runs]
         table = TabulateSpec(
             study=name,
@@ -626,10 +648,13 @@ class Plan:
         """The code on disk for a job; its ``code`` is another one where a blessing says that they are equal."""
         return self._as_is[job.stage, job.code]
 
-    def _source(self, area: str, source: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Job]]:
+    def _source(
+        self, area: str, source: dict[str, Any], where: str, splits: dict[str, int] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Job]]:
         """A source block with its defaults written out, and the retrievals that its ``from:`` names.
 
-        Its kind may have ``parse(source)``; the retrievals are inputs named ``files.<origin>``.
+        Its kind may have ``parse(source)``, and ``check_splits(source, splits)`` for the splits that a data set's file
+        promises; the retrievals are inputs named ``files.<origin>``.
         """
         try:
             module = import_module(source_module(area, source, self._fingerprinter.locate))
@@ -642,6 +667,11 @@ class Plan:
             named = source | {"from": sorted(origins)} if origins else source
             parse = getattr(module, "parse", None)
             parsed = msgspec.to_builtins(parse(named)) if parse else named
+            if splits is not None and hasattr(module, "check_splits"):
+                module.check_splits(parsed, splits)
+            components(
+                "prepare" if area == "data" else "build", {"source": parsed}, self._fingerprinter.locate
+            )
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         repo_type: Literal["model", "dataset"] = "model" if area == "models" else "dataset"
@@ -683,25 +713,44 @@ class Plan:
                 lines = list(csv.DictReader(stream))
         except OSError as error:
             raise UserError(f"{where}: {path}: {error.strerror}") from None
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{where}: {path}: not a table of UTF-8 text: {error}") from None
+        for axis, text in published.columns.items():
+            _check_columns(text, lines[0] if lines else {}, f"{where}.columns.{axis}")
         rows = []
-        for line in lines:
+        for number, line in enumerate(lines, 2):
+            if None in line or None in line.values():
+                raise UserError(f"{where}: {path}, line {number}: more or fewer fields than the header has")
             words = {
                 column: str(published.values.get(column, {}).get(word, word)) for column, word in line.items()
             }
-            try:
-                named = {axis: text.format(**words) for axis, text in published.columns.items()}
-                value = line[published.value]
-            except KeyError as error:
+            named = {axis: text.format(**words) for axis, text in published.columns.items()}
+            if published.value not in line:
                 raise UserError(
-                    f"{where}: {path} has no column {error}{did_you_mean(error.args[0], words)}"
-                ) from None
+                    f"{where}: {path} has no column {published.value!r}{did_you_mean(published.value, words)}"
+                )
+            value = line[published.value]
             used = {column for text in published.columns.values() for column in _fields(text)}
             own = {column: word for column, word in words.items() if column not in used}
             factor = next((f for word, f in published.scale.items() if word in line.values()), None)
             if factor is not None:
-                value = f"{float(value) * factor:g}"
+                try:
+                    value = f"{float(value) * factor:g}"
+                except ValueError:
+                    raise UserError(f"{where}: {path}, line {number}: {value!r} is no number") from None
             rows.append({**own, **named, **published.where, "score": value})
         return rows
+
+
+def _check_columns(text: str, columns: Mapping[str, Any], where: str) -> None:
+    """``UserError`` unless the fields of a template are names of columns and nothing more."""
+    try:
+        fields = [(name, form, bang) for _, name, form, bang in string.Formatter().parse(text)]
+    except ValueError as error:
+        raise UserError(f"{where}: {text!r}: {error}") from None
+    for name, form, bang in fields:
+        if name is not None and (name not in columns or form or bang):
+            raise UserError(f"{where}: the table has no column {name!r}{did_you_mean(name, columns)}")
 
 
 def _fields(text: str) -> list[str]:
@@ -718,6 +767,8 @@ VIEW_FILES = {
 }
 """Stage of a view -> its files with stable names, relative to the results folder."""
 
+TAKEN = ("all", "claims", *RULES.values())
+"""Names of targets that are no studies."""
 _NAMING = {
     "prepare": ("source",),
     "build": ("source", "names"),

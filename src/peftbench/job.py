@@ -25,6 +25,7 @@ from peftbench.errors import RunFailed, UserError
 from peftbench.failures import forget_failure, note_failure, result_or_failure
 from peftbench.fingerprint import Code, changes, guard_imports
 from peftbench.lease import myself
+from peftbench.outputs import check_outputs
 from peftbench.provenance import Meter
 from peftbench.running import State, announced_job
 from peftbench.spec import SPECS, Execution, Spec
@@ -165,7 +166,7 @@ def _run(stage: str, work: Work, heavy: bool, arguments: argparse.Namespace) -> 
     meter = Meter()
     try:
         execution = msgspec.convert(json.loads(arguments.execution), Execution)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--execution: {error}") from None
     if stage != "retrieve":
         _stay_offline()
@@ -312,7 +313,7 @@ def open_ticket(stage: str, text: str) -> tuple[Ticket, Spec]:
         raise UserError(
             f"--ticket: {error.filename}: {error.strerror}: 'peftbench ticket' writes it"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--ticket: not a ticket: {error}") from None
     if ticket.stage != stage:
         wanted = RULES.get(ticket.stage, "no script")
@@ -357,9 +358,14 @@ def match_inputs(ticket: Ticket, records: list[Path], results: Path) -> dict[str
     found: dict[str, Path] = {}
     for path in records:
         record = result_or_failure(path.parent, results) or read_record(path)
+        if directory_digest(path.parent) != record.digest:
+            raise UserError(
+                f"{path}: it is of digest {record.digest}: delete its folder and run snakemake again"
+            )
         names = [name for name, digest in ticket.inputs.items() if digest == record.digest]
         if not names:
             raise UserError(f"{path}: digest {record.digest} is no input of this job: run snakemake again")
+        check_outputs(path.parent, record)
         for name in names:
             found[name] = path.parent
     for name, digest in ticket.inputs.items():

@@ -15,6 +15,7 @@ import msgspec
 
 from peftbench.catalogue import PAGE, catalogue
 from peftbench.config_types import FILES
+from peftbench.reading import read_text
 from peftbench.store import atomic_text
 
 _TITLES = {
@@ -116,7 +117,7 @@ def outputs(root: Path) -> dict[Path, str]:
     def table(match: re.Match[str]) -> str:
         return f"{match[1]}\n{key_table(match[2])}\n{match[3]}"
 
-    made[readme] = _MARKER.sub(table, readme.read_text(encoding="utf-8"))
+    made[readme] = _MARKER.sub(table, read_text(readme))
     if (root / "config/config.yaml").exists():
         made[root / PAGE] = catalogue(root)
     return made

@@ -16,6 +16,9 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 PositiveInt = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0.0)]
+Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+"""What every random generator in use takes."""
 Connector = Literal["tuned", "frozen"]
 Location = Literal["attn", "mlp", "both", "default"]
 Precision = Literal["fp32", "bf16"]
@@ -80,8 +83,8 @@ class Optim(Spec, frozen=True, kw_only=True):
     learning_rate: NonNegativeFloat
     connector_learning_rate: NonNegativeFloat
     weight_decay: NonNegativeFloat = 0.0
-    beta1: NonNegativeFloat = 0.9
-    beta2: NonNegativeFloat = 0.999
+    beta1: Share = 0.9
+    beta2: Share = 0.999
     eps: NonNegativeFloat = 1e-8
     schedule: Schedule = "cosine"
     warmup_ratio: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.03
@@ -265,7 +268,7 @@ class Execution(Spec, frozen=True, kw_only=True):
     """CPU threads of the numerical libraries per job."""
     worker: Literal["shared", "none"] = "shared"
     """shared: CPU jobs are forks of one process that imported torch once; none: each job imports it."""
-    results: str = "results"
+    results: Annotated[str, Meta(min_length=1)] = "results"
     """Folder of all results; relative paths start at the working directory."""
     mirrors: dict[str, str] = {}
     """Beginnings of web addresses and what to fetch instead, such as an institute's copy of COCO."""

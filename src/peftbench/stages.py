@@ -85,7 +85,10 @@ def _model_code(names: dict[str, Any] | None, locate: Locate) -> tuple[str, ...]
 
 def _module(what: str, name: str, locate: Locate) -> str:
     if locate(name) is None:
-        raise UserError(f"{what} {name.rpartition('.')[2]!r} has no module {name}")
+        package, _, last = name.rpartition(".")
+        found = locate(package) if not package.endswith(".") else None
+        known = [p.stem for p in Path(found[0]).parent.glob("*.py") if p.stem != "__init__"] if found else []
+        raise UserError(f"unknown {what} {last!r}: there is no module {name}{did_you_mean(last, known)}")
     return name
 
 

@@ -116,6 +116,9 @@ def no_space_in_one_line(path: Path) -> Iterator[None]:
     except OSError as error:
         known = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
         known |= {errno.EROFS: "the file system is read-only", errno.EACCES: "no permission to write"}
+        known |= {errno.EPERM: "no permission to write", errno.EISDIR: "a folder stands in its place"}
+        known |= dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "what should be a folder above it is none")
+        known |= {errno.ELOOP: "a link above it leads to itself", errno.ENAMETOOLONG: "the name is too long"}
         if error.errno in known:
             hint = (
                 "make room and run again"
@@ -130,11 +133,11 @@ def read_record(path: Path) -> Record:
     """The record at ``path``; ``UserError`` where it is missing, damaged or not what its digest says."""
     try:
         record = _decode_record(path.read_bytes())
+        texts = [canonical_json(part) for part in (record.spec, record.code, record.inputs)]
     except OSError as error:
         raise UserError(f"{path}: no record ({error.strerror}): run snakemake to make it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a record ({error}): delete it and run again") from None
-    texts = (canonical_json(part) for part in (record.spec, record.code, record.inputs))
     made = digest_of_text(identity_text(record.stage, *texts))
     if made != record.digest:
         raise UserError(

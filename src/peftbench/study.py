@@ -13,7 +13,7 @@ from peftbench.canonical import canonical_json, normalised
 from peftbench.config import Settings, typed
 from peftbench.config_types import StudyConfig, Training
 from peftbench.errors import UserError, did_you_mean
-from peftbench.spec import Connector, Epoch, Location, Merge, Optim, Spec, TrainSize
+from peftbench.spec import Connector, Epoch, Location, Merge, Optim, Seed, Spec, TrainSize
 
 COORDINATES: dict[str, Any] = {
     "model": str,
@@ -22,7 +22,7 @@ COORDINATES: dict[str, Any] = {
     "connector": Connector,
     "location": Location,
     "train_size": TrainSize,
-    "seed": int,
+    "seed": Seed,
     "target": str,
     "vision": Connector,
     "epoch": Epoch,
@@ -283,7 +283,11 @@ class Expander:
         except msgspec.ValidationError:
             kind = COORDINATES[axis]
             allowed = [v for part in (kind, *get_args(kind)) for v in get_args(part) if isinstance(v, str)]
-            expected = did_you_mean(value, allowed) if allowed else f"; expected {kind.__name__}"
+            expected = (
+                did_you_mean(value, allowed)
+                if allowed
+                else f"; expected {'bool' if kind is bool else 'int' if kind is Seed else 'str'}"
+            )
             raise UserError(f"{where}: {value!r} is not possible{expected}") from None
 
     def _check_names(self) -> None:
@@ -312,7 +316,12 @@ class Expander:
                 raise UserError(
                     f"{self.file}: columns and rows: unknown axis {key!r}{did_you_mean(key, valid)}"
                 )
+        for row in self.study.rows:
+            if [*self.study.rows, self.study.columns].count(row) > 1:
+                raise UserError(f"{self.file}: columns and rows: {row!r} stands there twice")
         for position, entry in enumerate(self.study.exclude):
+            for method in _listed(entry.get("method", [])):
+                self.settings.check_method(method, f"{self.file}: exclude[{position}].method")
             for axis in entry:
                 if axis not in self.axes:
                     raise UserError(
@@ -346,10 +355,14 @@ class Expander:
     def _matches(self, point: dict[str, Any], axis: str, wanted: Any) -> bool:
         if axis == "target" and wanted == SAME:
             return bool(point["target"] == point["dataset"])
-        values = wanted if isinstance(wanted, list) else [wanted]
+        values = _listed(wanted)
         if axis in ("model", "dataset", "target"):
             values = [self.settings.stand_in(value) for value in values]
         return point.get(axis) in values
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def method_module(method: str) -> ModuleType:

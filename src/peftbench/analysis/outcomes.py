@@ -141,12 +141,13 @@ def _measured(facts: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 def _estimate(facts: Mapping[str, Any]) -> Estimate | None:
     value, stderr, interval = facts.get("value"), facts.get("stderr"), facts.get("interval")
-    if not _finite(value) or not _finite(stderr):
+    n = facts.get("n", 0)
+    if not _finite(value) or not _finite(stderr) or not _finite(n) or stderr < 0 or n < 0:
         return None
     if not (isinstance(interval, Sequence) and len(interval) == 2 and all(map(_finite, interval))):
         interval = [value - Z95 * stderr, value + Z95 * stderr]
     low, high = float(interval[0]), float(interval[1])
-    return Estimate(value=float(value), stderr=float(stderr), low=low, high=high, n=int(facts.get("n", 0)))
+    return Estimate(value=float(value), stderr=float(stderr), low=low, high=high, n=int(n))
 
 
 def _finite(value: Any) -> TypeGuard[int | float]:

@@ -9,6 +9,7 @@ from typing import Any
 from peftbench.config import Settings
 from peftbench.errors import UserError, did_you_mean
 from peftbench.graph import Plan, StudyPlan
+from peftbench.reading import read_text
 from peftbench.study import Run
 
 
@@ -67,7 +68,7 @@ def _make(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"study {arguments.study}: no answers to {target} yet: run 'snakemake {arguments.study}' first"
         )
-    ids = arguments.ids.read_text(encoding="utf-8").split() if arguments.ids else None
+    ids = read_text(arguments.ids).split() if arguments.ids else None
     sheet = make_sheet(
         list(answers.values()),
         arguments.out,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from peftbench.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_PIXELS = 100_000_000
 """Larger pictures are decoded at reduced size where that needs no full decode (baseline JPEG), else refused."""
 _DRAFT_SIDE = 4096
@@ -24,7 +26,11 @@ _MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", 
 
 
 def image_path(image_store: Path, sha256: str) -> Path:
-    """Return where a picture is kept."""
+    """Return where a picture is kept; ``UserError`` for a name that is no sha256, which could lie anywhere."""
+    if _SHA256.fullmatch(sha256) is None:
+        raise UserError(
+            f"{sha256[:80]!r} is no name of a picture: delete the data set's folder under results/data and run again"
+        )
     return image_store / sha256[:2] / sha256
 
 

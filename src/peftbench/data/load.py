@@ -49,18 +49,19 @@ def _table(path: Path, columns: list[str] | None = None) -> Any:
 
     try:
         # one thread: a pool started here would not survive a fork
-        return read_table(path, columns=columns)
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        table = read_table(path, columns=columns)
+        if lacking := set(columns or ()) - set(table.column_names):
+            raise ValueError(f"no column {min(lacking)!r}")
+        return table
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
 
 
 def read_subset(subset_dir: Path) -> list[str]:
-    """Return the ids of a drawn subset, in training order before shuffling."""
-    from peftbench.arrow import read_table
-
-    try:
-        return list(read_table(subset_dir / "ids.parquet")["id"].to_pylist())
-    except OSError as error:
-        raise UserError(
-            f"{subset_dir}/ids.parquet: cannot be read ({error}): delete the folder and run again"
-        ) from None
+    """Return the ids of a drawn subset, in training order before shuffling; ``UserError`` where they are not one."""
+    path = subset_dir / "ids.parquet"
+    ids: list[str] = _table(path, ["id"]).column("id").to_pylist()
+    if not ids or len(set(ids)) < len(ids):
+        what = "an id stands there twice" if ids else "it is empty"
+        raise UserError(f"{path}: {what}: delete the folder and run again")
+    return ids

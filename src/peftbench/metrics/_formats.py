@@ -98,7 +98,7 @@ def _tell(data: bytes, array: bool, path: Path) -> str:
     try:
         text = data[start : start + (1 << 20)].decode(errors="replace")
         first, _ = json.JSONDecoder().raw_decode(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         first = None
     if isinstance(first, dict):
         for form, fields in (

@@ -29,7 +29,7 @@ def decode_lines(data: bytes, kind: type[R], path: Path) -> list[R]:
     """Rows of a JSON-lines file as structs; the first bad row is a UserError with its line number and id."""
     try:
         return msgspec.json.Decoder(kind).decode_lines(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # Slow way: name the row. Lone surrogates, which msgspec refuses, come through here too.
         rows = []
         for number, line in enumerate(data.split(b"\n"), start=1):
@@ -42,13 +42,13 @@ def decode_one(line: bytes, kind: type[R], where: str) -> R:
     """One row, or a UserError that says where and what is wrong."""
     try:
         return msgspec.json.decode(line, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:
         row = json.loads(line)
     except UnicodeDecodeError:
         raise UserError(f"{where}: not UTF-8: save the file as UTF-8") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}): write one JSON object per line") from None
     return convert_row(row, kind, where)
 

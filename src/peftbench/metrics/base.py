@@ -6,7 +6,7 @@ import difflib
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 
@@ -89,6 +89,12 @@ def read_settings(kind: type[S], settings: dict[str, Any], metric: str) -> S:
     for name in settings:
         if name not in known:
             raise UserError(f"metric {metric} has no setting {name!r}{did_you_mean(name, known)}")
+        words = [word for word in get_args(get_type_hints(kind)[name]) if isinstance(word, str)]
+        if words and settings[name] not in words and isinstance(settings[name], str):
+            raise UserError(
+                f"settings of metric {metric}: {name}: {settings[name]!r} is not possible"
+                f"{did_you_mean(settings[name], words)}"
+            )
     try:
         typed = msgspec.convert(settings, kind)
     except msgspec.ValidationError as error:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from peftbench.spec import ModelNames
 
+LONGEST = 240
+"""Characters of a library's message that are worth repeating."""
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 """Names under which models take the types of tokens."""
 
@@ -90,6 +92,7 @@ def load_base(directory: Path, precision: str, device: torch.device, names: Mode
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
     if not (directory / "config.json").is_file():
@@ -106,19 +109,25 @@ def load_base(directory: Path, precision: str, device: torch.device, names: Mode
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
         processor = load_processor(directory)
-    except (OSError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"base model: cannot load {directory}: {line}") from error
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError, RuntimeError, AttributeError, TypeError, KeyError) as error:
+        line = " ".join(str(error).split())[:LONGEST]
+        raise UserError(
+            f"base model: cannot load {directory}: {line}: delete the folder and run again"
+        ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     # Missing weights would silently stay random.
     for problem in ("missing_keys", "mismatched_keys"):
         if info.get(problem):
             raise UserError(
-                f"base model: {directory} has {problem.replace('_', ' ')}: {sorted(info[problem])[:3]}"
+                f"base model: {directory} has {problem.replace('_', ' ')}: {sorted(info[problem])[:3]}: "
+                "not the weights of its configuration: delete the folder and run again"
             )
     model.requires_grad_(False)
     return Base(model.eval().to(device), processor)

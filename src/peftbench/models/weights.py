@@ -29,7 +29,7 @@ def weight_files(folder: Path) -> list[Path]:
     for index_name, pattern in _FORMS:
         index = folder / index_name
         if index.is_file():
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            names = _indexed(index)
         else:
             names = sorted(path.name for path in folder.glob(pattern))
         if not names:
@@ -41,6 +41,18 @@ def weight_files(folder: Path) -> list[Path]:
             )
         return [folder / name for name in names]
     raise UserError(f"base model: {folder} holds no weights (*.safetensors or pytorch_model*.bin)")
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index lists; ``UserError`` where it is none, or names a file elsewhere."""
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"base model: {index}: not an index of weights ({error}): fetch it again") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"base model: {index} lists {name!r}, which is no file beside it: do not use it")
+    return names
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

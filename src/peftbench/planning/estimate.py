@@ -1,5 +1,6 @@
 """Time, memory, disk and downloads of one job on one kind of hardware, before any record has a say."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -72,13 +73,13 @@ class Estimator:
         """Of a model of ``config/models``; ``UserError`` where there is none of that name."""
         if model not in self._sizes:
             config = self.settings.model(model, "the plan")
-            owner = config.architecture
-            path = (
-                self.settings.root / "config/architectures" / f"{owner}.json"
-                if owner
-                else self.built.get(model)
-            )
-            architecture = read_config_json(path) if path else {}
+            architecture: dict[str, Any] = {}
+            if config.architecture:
+                folder = self.settings.root / "config/architectures"
+                architecture = read_config_json(folder / f"{config.architecture}.json")
+            elif model in self.built:
+                with contextlib.suppress(UserError):  # the job that reads it will say so
+                    architecture = read_config_json(self.built[model])
             found = sizes_of(config.names, config.parameters, architecture)
             if found.source != "architecture":
                 lacks = (

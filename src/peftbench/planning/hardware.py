@@ -1,6 +1,5 @@
 """Machines to plan for: ``config/hardware/<name>.yaml`` as types, with every mistake named in one line."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -98,15 +97,6 @@ def read_hardware(root: Path, name: str) -> Hardware:
         raise UserError(f"there is no hardware {name!r}{did_you_mean(name, known)} (config/hardware/*.yaml)")
     file = f"config/hardware/{name}.yaml"
     hardware = typed(read_yaml(root / file), Hardware, file)
-    for part, prefix in (
-        (hardware, ""),
-        (hardware.efficiency, "efficiency."),
-        (hardware.overhead, "overhead."),
-    ):
-        for key in part.__struct_fields__:
-            value = getattr(part, key)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{file}: {prefix}{key}: {value} is no amount: give a number")
     if hardware.kind == "gpu" and not hardware.matches:
         raise UserError(f"{file}: matches: name at least one word of the GPU's name, such as A100")
     return hardware

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from peftbench.errors import UserError
 from peftbench.spec import ModelNames
 from peftbench.study import method_module
 
@@ -239,12 +240,16 @@ def _from_parameters(names: ModelNames, parameters: Mapping[str, int]) -> Sizes:
 
 
 def read_config_json(path: Path) -> dict[str, Any]:
-    """The content of a ``config.json``; empty where there is none or it is damaged (others then say what is known)."""
+    """The content of a ``config.json``; ``UserError`` where it is none."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected keys with values, got {type(content).__name__}")
+    return content
 
 
 class Method(Struct, frozen=True, kw_only=True):

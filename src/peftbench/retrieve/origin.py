@@ -10,10 +10,12 @@ of its content: moving the folder changes nothing, editing a file does.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +23,15 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from peftbench.addresses import refuse_secrets
 from peftbench.errors import UserError
 from peftbench.spec import RetrieveSpec
 from peftbench.store import atomic_bytes
 
 FINGERPRINT_EXEMPT = "names what to fetch; what was fetched is verified against that name"
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SETTLED_SECONDS = 2.0
 """A file changed more recently than this may change again within the resolution of its times: not remembered."""
 
@@ -87,6 +91,10 @@ def parse_origins(block: Any) -> dict[str, Origin]:
             raise UserError(f"{where}: hub: {origin.hub!r} is not of the form owner/name")
         if origin.url and not origin.url.startswith(("http://", "https://")):
             raise UserError(f"{where}: url: {origin.url!r} does not start with http:// or https://")
+        if origin.url:
+            refuse_secrets(origin.url, f"{where}: url")
+        if origin.sha256 and not _SHA256.fullmatch(origin.sha256):
+            raise UserError(f"{where}: sha256: {origin.sha256!r} is none: it has 64 digits of 0-9 and a-f")
         if origin.path and not origin.content:
             try:
                 digest = content_digest(Path(origin.path))
@@ -110,7 +118,11 @@ def content_digest(path: Path) -> str:
 
 
 def local_files(folder: Path) -> list[str]:
-    """Relative names of all files below a folder, in order, hidden ones left out; ``OSError`` if unreadable."""
+    """Relative names of all files below a folder, in order, hidden ones left out.
+
+    Links are followed. ``OSError`` where something is unreadable, no file (a pipe would never end), or a folder that
+    lies in itself.
+    """
     found: list[str] = []
 
     def fail(error: OSError) -> None:
@@ -118,7 +130,13 @@ def local_files(folder: Path) -> list[str]:
 
     for here, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [str((Path(here) / name).relative_to(folder)) for name in names if not name.startswith(".")]
+        for path in (Path(here, name) for name in folders):
+            if path.is_symlink() and Path(here).resolve().is_relative_to(path.resolve()):
+                raise OSError(errno.ELOOP, "a folder that lies in itself", str(path))
+        for path in (Path(here, name) for name in names if not name.startswith(".")):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise OSError(errno.EINVAL, "neither a file nor a folder", str(path))
+            found.append(str(path.relative_to(folder)))
     return sorted(found)
 
 
@@ -136,14 +154,14 @@ class _Hashes:
         fresh = False
         lines = []
         for name, path in sorted(files.items()):
-            stat = path.stat()
+            facts = path.stat()
             key = str(path.resolve())
-            mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            mark = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
             entry = self.known.get(key)
             if entry is None or entry[:3] != mark:
                 with path.open("rb") as stream:
                     entry = [*mark, hashlib.file_digest(stream, "sha256").hexdigest()]
-                if time.time() - stat.st_mtime > _SETTLED_SECONDS:
+                if time.time() - facts.st_mtime > _SETTLED_SECONDS:
                     self.known[key] = entry
                     fresh = True
             lines.append(f"{entry[3]} {name}\n")

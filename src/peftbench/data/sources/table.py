@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from peftbench.data.example import Example
 from peftbench.data.tables.spec import TableSource, parse
@@ -16,7 +17,7 @@ from peftbench.data.tables.split import Seen, SplitExamples
 from peftbench.errors import UserError, did_you_mean
 from peftbench.spec import PrepareSpec
 
-__all__ = ["RETRIEVES", "TableSource", "parse", "splits"]
+__all__ = ["RETRIEVES", "TableSource", "check_splits", "parse", "splits"]
 
 RETRIEVES = True
 """This kind takes ``from:``."""
@@ -30,15 +31,19 @@ def splits(
     ``files``: origin -> folder with what was retrieved for it.
     """
     source = parse(spec.source)
-    for given, other, key in (
-        (spec.splits, source.splits, "source.splits"),
-        (source.splits, spec.splits, "splits"),
-    ):
-        for name in given:
-            if name not in other:
-                raise UserError(
-                    f"data set {spec.dataset}: {key}: no split {name!r}{did_you_mean(name, other)}"
-                )
+    try:
+        check_splits(spec.source, spec.splits)
+    except UserError as error:
+        raise UserError(f"data set {spec.dataset}: {error}") from None
     seen = Seen()
     for name in sorted(spec.splits, key=lambda split: split == "train"):
         yield name, SplitExamples(spec.dataset, name, source, files, image_store, seen)
+
+
+def check_splits(source: dict[str, Any], splits: dict[str, int]) -> None:
+    """``UserError`` unless the source has the splits that the data set's file promises, and no others."""
+    own = source["splits"]
+    for given, other, key in ((splits, own, "source.splits"), (own, splits, "splits")):
+        for name in given:
+            if name not in other:
+                raise UserError(f"{key}: no split {name!r}{did_you_mean(name, other)}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,6 +40,11 @@ class MissingColumn(BadRow):
     def __init__(self, column: str, columns: Mapping[str, Any]) -> None:
         known = [name for name in columns if name not in SPECIAL]
         super().__init__(f"no column {column!r}{did_you_mean(column, known)}")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value says that there is none: null, or the NaN that pandas writes in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _python(value: Any, _: str) -> Any:
@@ -118,7 +124,7 @@ class Expression:
         def evaluate(row: Mapping[str, Any]) -> Any:
             value = get(row)
             for function, argument in steps:
-                if value is None:
+                if is_missing(value):
                     return None
                 value = function(value, argument)
             return value
@@ -142,7 +148,7 @@ class Expression:
                 out.append(before)
                 if get is not None:
                     value = get(row)
-                    if value is None or value == "":
+                    if is_missing(value) or value == "":
                         raise BadRow(f"{text!r} has no value (a part of it is empty)")
                     if form.endswith("d") and isinstance(value, str):
                         value = int(value)

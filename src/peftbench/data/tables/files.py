@@ -39,7 +39,9 @@ def matching(folder: Path, pattern: str, what: str) -> list[Path]:
     names = names_in(folder)
     found = [name for name in names if fnmatchcase(name, pattern)] if pattern else names
     if not found:
-        raise UserError(f"{folder}: no file matches {pattern!r} ({what}){_shown(names)}")
+        near = did_you_mean(pattern, names)
+        near = near if "did you mean" in near else _shown(names)
+        raise UserError(f"{folder}: no file matches {pattern!r} ({what}){near}")
     if not pattern and len(found) > 1:
         raise UserError(f"{folder}: has {len(found)} files: name one ({what}){_shown(names)}")
     return [folder / name for name in found]

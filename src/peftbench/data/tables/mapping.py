@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 
 from peftbench.data.example import Example
-from peftbench.data.tables.expressions import BadRow, compiled
+from peftbench.data.tables.expressions import BadRow, compiled, is_missing
 from peftbench.data.tables.spec import Row
 
+_KINDS: dict[type, str] = {list: "a list", dict: "an object", bytes: "bytes"}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -47,9 +48,9 @@ def row_id(row: Row, values: Mapping[str, Any], image: str) -> str:
     """The id of an example: as the file says, else a hash of its content, ``image`` being the image's identity."""
     if row.id:
         found = compiled(row.id)(values)
-        if found is None or found == "":
+        if is_missing(found) or found == "":
             raise BadRow("its id is empty")
-        return str(found)
+        return _as_text(found, row.id)
     texts = [row.question, row.answer, row.answers]
     texts += [row.choices] if isinstance(row.choices, str) else row.choices
     content = [compiled(text)(values) if text else None for text in texts]
@@ -83,7 +84,14 @@ def examples(row: Row, values: Mapping[str, Any], name: str, sha256: str, split:
 
 def _text(expression: str, values: Mapping[str, Any]) -> str:
     value = compiled(expression)(values) if expression else None
-    return "" if value is None else str(value).strip()
+    return "" if is_missing(value) else _as_text(value, expression).strip()
+
+
+def _as_text(value: Any, expression: str) -> str:
+    """A value as text; ``BadRow`` for what is no single value, which would become a text of Python."""
+    if isinstance(value, list | dict | bytes):
+        raise BadRow(f"{expression!r} is {_KINDS[type(value)]}, not a text: name a part of it")
+    return str(value)
 
 
 def _plain(value: Any) -> Any:
@@ -102,9 +110,10 @@ def _choices(row: Row, values: Mapping[str, Any]) -> list[str]:
             raise BadRow(f"its choices are no list but {type(found).__name__}")
     else:
         found = [compiled(choice)(values) for choice in row.choices]
-        while found and found[-1] in (None, ""):
+        while found and (is_missing(found[-1]) or found[-1] == ""):
             found.pop()
-    choices = ["" if choice is None else str(choice) for choice in found]
+    named = row.choices if isinstance(row.choices, str) else "a choice"
+    choices = ["" if is_missing(choice) else _as_text(choice, named) for choice in found]
     if not choices:
         raise BadRow("it has no choices")
     if not all(choice.strip() for choice in choices):
@@ -135,7 +144,7 @@ def _answers(row: Row, values: Mapping[str, Any], choices: list[str], index: int
         return [_LETTERS[index] if row.target == "letter" else choices[index]]
     found = compiled(row.answers)(values)
     listed = found if isinstance(found, list) else [found]
-    answers = [str(answer) for answer in listed if answer is not None]
+    answers = [_as_text(answer, row.answers) for answer in listed if not is_missing(answer)]
     if not any(answer.strip() for answer in answers):
         raise BadRow("it has no answers")
     if row.annotators and len(answers) != row.annotators:

@@ -8,7 +8,7 @@ import json
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,7 +69,7 @@ def _form(name: str, where: str) -> str:
 def _csv(stream: IO[bytes], table: Table, columns: set[str] | None, where: str, tab: str = ",") -> Rows:
     csv.field_size_limit(1 << 30)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    reader = csv.DictReader(text, delimiter=tab, strict=True)
+    reader = csv.DictReader(_without_nulls(text, where), delimiter=tab, strict=True)
     try:
         for row in reader:
             if None in row or None in row.values():
@@ -84,6 +84,13 @@ def _csv(stream: IO[bytes], table: Table, columns: set[str] | None, where: str, 
         raise UserError(f"{where}: not UTF-8 text: save it as UTF-8") from None
 
 
+def _without_nulls(lines: Iterable[str], where: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise UserError(f"{where}, line {number}: a null byte: the file is damaged, or not UTF-8 text")
+        yield line
+
+
 def _tsv(stream: IO[bytes], table: Table, columns: set[str] | None, where: str) -> Rows:
     return _csv(stream, table, columns, where, "\t")
 
@@ -93,6 +100,8 @@ def _json(stream: IO[bytes], table: Table, columns: set[str] | None, where: str)
         yield from json_rows(stream, table.field)
     except ValueError as error:
         raise UserError(f"{where}: not the JSON it should be: {error}") from None
+    except RecursionError:
+        raise UserError(f"{where}: not the JSON it should be: nested too deeply") from None
 
 
 def _jsonl(stream: IO[bytes], table: Table, columns: set[str] | None, where: str) -> Rows:
@@ -100,8 +109,12 @@ def _jsonl(stream: IO[bytes], table: Table, columns: set[str] | None, where: str
         if line.strip():
             try:
                 yield json.loads(line)
+            except UnicodeDecodeError:
+                raise UserError(f"{where}, line {number}: not UTF-8 text: save it as UTF-8") from None
             except ValueError as error:
                 raise UserError(f"{where}, line {number}: not JSON ({error})") from None
+            except RecursionError:
+                raise UserError(f"{where}, line {number}: not JSON (nested too deeply)") from None
 
 
 def _parquet(stream: IO[bytes], table: Table, columns: set[str] | None, where: str) -> Rows:

@@ -164,12 +164,21 @@ def parse(source: dict[str, Any]) -> TableSource:
 
 def _typed(data: Any, kind: type[T]) -> T:
     _check_keys(data, kind, "source")
+    for name, split in data["splits"].items() if isinstance(data["splits"], dict) else ():
+        _converted(
+            split, SplitRows, f"source.splits.{name}"
+        )  # in one go, the message would not say which split
+    return _converted(data, kind, "source")
+
+
+def _converted(data: Any, kind: type[T], key: str) -> T:
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
-        key = ("source" + where.rstrip("`")).replace("[...]", "")
-        raise UserError(f"{key}: {message[0].lower()}{message[1:]}") from None
+        raise UserError(
+            f"{key}{where.rstrip('`')}: {message[0].lower()}{message[1:]}".replace("[...]", "")
+        ) from None
 
 
 def _check_keys(data: Any, kind: type[Struct], where: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.data.example import Example
-from peftbench.data.tables.expressions import BadRow, MissingColumn, compiled
+from peftbench.data.tables.expressions import BadRow, MissingColumn, compiled, is_missing
 from peftbench.data.tables.joined import Lookup
 from peftbench.data.tables.mapping import examples, exploded, needed_paths, row_id
 from peftbench.data.tables.pictures import Pictures
@@ -270,4 +270,4 @@ def _equals(value: Any, wanted: Any) -> bool:
 def _empty(value: Any) -> bool:
     if isinstance(value, dict) and set(value) == {"bytes", "path"}:
         return not value["bytes"] and not value["path"]
-    return value is None or value == "" or value == [] or value == b""
+    return is_missing(value) or value == "" or value == [] or value == b""
