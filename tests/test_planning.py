@@ -16,7 +16,7 @@ from peftbench.efficiency.parameters import Setting, attach_on_meta
 from peftbench.errors import UserError
 from peftbench.models.arch import component_counts, measure_dims, partition
 from peftbench.planning.calibrate import Point, fit
-from peftbench.planning.hardware import hardware_names, read_hardware
+from peftbench.planning.hardware import hardware_names, hardware_of_gpus, read_hardware
 from peftbench.planning.operations import Example, Memory, answering, training, training_memory
 from peftbench.planning.records import read_measurements
 from peftbench.planning.schedule import Task, critical_path, list_schedule, tails
@@ -183,7 +183,7 @@ def machine(tmp_path):
     ("old", "new", "message"),
     [
         ("price_per_hour: 1.8", "price_per_hour: -1.8", "price_per_hour: expected `float` >= 0.0"),
-        ("price_per_hour: 1.8", "price_per_hour: .inf", "price_per_hour: inf is no amount"),
+        ("price_per_hour: 1.8", "price_per_hour: .inf", "price_per_hour: inf is no number to compute with"),
         ("price_per_hour: 1.8", "price_per_hour: .nan", "price_per_hour"),
         ("watts: 400", "wats: 400", "unknown key 'wats'; did you mean 'watts'?"),
         ("train: 0.45", "train: 1.45", "efficiency.train: expected `float` <= 1.0"),
@@ -197,6 +197,25 @@ def machine(tmp_path):
 def test_a_mistake_in_a_hardware_file_is_one_line_with_file_and_key(machine, old, new, message):
     said = machine(old, new)
     assert said.startswith("config/hardware/a100-80gb.yaml: ") and message in said
+
+
+@pytest.mark.parametrize(
+    ("models", "found"),
+    [
+        (["NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-80GB"], "a100-80gb"),
+        (["NVIDIA H100 80GB HBM3"], "h100-80gb"),
+        (["NVIDIA RTX A6000"], "a6000-48gb"),
+        (["Tesla T4"], None),
+        (["NVIDIA A100-SXM4-80GB", "Tesla T4"], None),
+        ([], None),
+    ],
+)
+def test_the_hardware_of_this_machine_is_told_by_its_gpus(models, found, tmp_path):
+    for place, model in enumerate(models):
+        folder = tmp_path / f"0000:0{place}:00.0"
+        folder.mkdir()
+        (folder / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 16\n")
+    assert hardware_of_gpus(ROOT, tmp_path) == found
 
 
 def test_unknown_hardware_is_refused_with_the_nearest_name():

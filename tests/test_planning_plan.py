@@ -18,7 +18,7 @@ from peftbench.config import Settings
 from peftbench.graph import Plan
 from peftbench.planning.hardware import read_hardware
 from peftbench.planning.page import to_html
-from peftbench.planning.resources import resources_of
+from peftbench.planning.resources import Requests, resources_of
 from peftbench.planning.text import duration, plain, size, summary
 from peftbench.planning.totals import Planner, Result
 from peftbench.planning.wanted import to_run, wanted
@@ -378,9 +378,33 @@ def test_requests_have_a_margin_and_grow_with_the_attempt(paper):
     sure = msgspec.structs.replace(job, error=0.05)
     assert resources_of(sure)["runtime"] < first["runtime"]
     light = next(job for job in paper.jobs if job.stage == "score")
-    assert resources_of(light) == {"gpu": 0, "runtime": 10, "mem_mb": 1000, "cpus_per_task": 1}
+    assert resources_of(light) == {
+        "gpu": 0,
+        "nodes": 1,
+        "runtime": 10,
+        "mem_mb": 1000,
+        "cpus_per_task": 1,
+        "slurm_batch": "score llava-1.5-7b",
+        "slurm_batch_seconds": 2,
+    }
     with pytest.raises(ValueError, match="attempts count from 1"):
         resources_of(job, 0)
+
+
+def test_a_training_is_told_the_micro_batch_that_fits_its_gpu(tmp_path, monkeypatch):
+    """Told as an execution setting: on another GPU it is another one, and the job's digest the same."""
+    plan, _ = paper_plan(tmp_path)
+    trainings = [
+        job for job in plan.jobs.values() if job.stage == "train" and "/llava-1.5-13b/" in job.directory
+    ]
+    job = next(job for job in trainings if "/lora-" in job.directory)
+    told = {}
+    for hardware in ("a100-80gb", "a6000-48gb", "rtx4090-24gb"):
+        monkeypatch.setenv("PEFTBENCH_HARDWARE", hardware)
+        told[hardware] = Requests(plan, tmp_path).micro_batch(job)
+    assert told == {"a100-80gb": 4, "a6000-48gb": 1, "rtx4090-24gb": None}
+    assert json.loads(plan.execution(job, told["a100-80gb"]))["micro_batch"] == 4
+    assert "micro_batch" not in json.loads(plan.execution(job, told["rtx4090-24gb"]))
 
 
 # The page

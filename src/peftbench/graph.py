@@ -187,11 +187,19 @@ class Plan:
             if not path.exists() or path.read_bytes() != data:
                 atomic_bytes(path, data, durable=False)
 
-    def execution(self, job: Job) -> str:
-        """Execution settings of a job that are no defaults; untracked, so changing them reruns nothing."""
+    def execution(self, job: Job, micro_batch: int | None = None) -> str:
+        """Execution settings of a job that are no defaults; untracked, so changing them reruns nothing.
+
+        ``micro_batch``: what was estimated to fit, where no setting says it.
+        """
         execution = self.main.execution
         cache = (execution.cache_dir or f"{self.results}/cache") if job.cache_vision else None
-        replaced = msgspec.structs.replace(execution, cache_dir=cache, local=job.local)
+        replaced = msgspec.structs.replace(
+            execution,
+            cache_dir=cache,
+            local=job.local,
+            micro_batch=execution.micro_batch or micro_batch,
+        )
         settings = msgspec.to_builtins(replaced)
         defaults = msgspec.to_builtins(Execution())
         return canonical_json({key: value for key, value in settings.items() if value != defaults[key]})

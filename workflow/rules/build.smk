@@ -33,7 +33,7 @@ rule expose_base_model:
         "../../envs/environment.yaml"
     resources:
         **ASKED,
-        execution=execution_of,
+        execution=execution_of_training,
     params:
         ticket=ticket_of,
     message:

@@ -12,6 +12,7 @@ from pathlib import Path
 from peftbench.config import Settings, read_yaml
 from peftbench.errors import UserError
 from peftbench.graph import Plan
+from peftbench.warm import may_use_gpu
 
 ROOT = Path(workflow.basedir)
 try:
@@ -69,6 +70,14 @@ def ticket_of(wildcards):
 def execution_of(wildcards):
     """How the job runs. A resource, because Snakemake does not track those: no change of it reruns anything."""
     return PLAN.execution(job_of(wildcards))
+
+
+def execution_of_training(wildcards):
+    """The same of a training, with the micro-batch that fits its GPU; on a cluster the job's own node decides that."""
+    job, execution = job_of(wildcards), PLAN.main.execution
+    if execution.micro_batch or not may_use_gpu(execution.device):
+        return PLAN.execution(job)
+    return PLAN.execution(job, requests().micro_batch(job))
 
 
 def asked(name):

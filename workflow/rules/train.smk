@@ -12,7 +12,7 @@ rule train_adapter:
         "../../envs/environment.yaml"
     resources:
         **ASKED,
-        execution=execution_of,
+        execution=execution_of_training,
     params:
         ticket=ticket_of,
     message:

@@ -8,6 +8,8 @@ from msgspec import Meta, Struct
 from peftbench.config import read_yaml, typed
 from peftbench.errors import UserError, did_you_mean
 
+GPUS = Path("/proc/driver/nvidia/gpus")
+"""Where NVIDIA's driver tells what there is, without a library that would have to be loaded."""
 Positive = Annotated[float, Meta(gt=0.0)]
 NonNegative = Annotated[float, Meta(ge=0.0)]
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
@@ -100,3 +102,16 @@ def read_hardware(root: Path, name: str) -> Hardware:
     if hardware.kind == "gpu" and not hardware.matches:
         raise UserError(f"{file}: matches: name at least one word of the GPU's name, such as A100")
     return hardware
+
+
+def hardware_of_gpus(root: Path, gpus: Path = GPUS) -> str | None:
+    """The first hardware file that matches this machine's GPUs; None where it has none, or one that no file knows."""
+    models = []
+    for path in sorted(gpus.glob("*/information")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        models += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    for name in hardware_names(root) if models else ():
+        hardware = read_hardware(root, name)
+        if hardware.kind == "gpu" and all(hardware.is_this(model) for model in models):
+            return name
+    return None

@@ -10,7 +10,7 @@ from typing import Any
 from peftbench.config import Settings
 from peftbench.errors import UserError, did_you_mean
 from peftbench.graph import Plan, StudyPlan
-from peftbench.planning.hardware import Hardware, read_hardware
+from peftbench.planning.hardware import Hardware, hardware_of_gpus, read_hardware
 from peftbench.planning.text import summary, to_csv, to_json
 from peftbench.planning.totals import Planner, Result
 from peftbench.planning.wanted import Wanted, to_run, wanted
@@ -129,8 +129,9 @@ def make(
 
 
 def pick_hardware(plan: Plan, asked: Wanted, name: str | None) -> tuple[str, Hardware]:
-    """The hardware called ``name``; without a name what suits the models that are asked for."""
+    """The hardware called ``name``; without a name that of this machine's GPU, else what suits the models."""
     root = plan.settings.root
+    name = name or (None if plan.main.execution.device == "cpu" else hardware_of_gpus(root))
     if name:
         return name, read_hardware(root, name)
     small = plan.main.execution.device == "cpu" or not may_use_gpu(plan.main.execution.device)

@@ -69,9 +69,20 @@ class Requests:
 
     def of(self, job: Job, attempt: int = 1) -> dict[str, Any]:
         """See ``resources_of``; ``UserError`` where the hardware that is named does not exist."""
+        return resources_of(self._estimated(job), attempt, self.plan.main.execution)
+
+    def micro_batch(self, job: Job) -> int | None:
+        """Largest micro-batch of a training that fits the GPU, by the estimate of its memory.
+
+        None where not even one example fits: then the loop begins with the whole share of the global batch and
+        halves it when memory runs out.
+        """
+        return self._estimated(job).micro_batch or None
+
+    def _estimated(self, job: Job) -> Planned:
         if job.digest not in self._planned:
             self._planned[job.digest] = self._planner(job).alone(job, self._subjects)
-        return resources_of(self._planned[job.digest], attempt, self.plan.main.execution)
+        return self._planned[job.digest]
 
     def _planner(self, job: Job) -> Planner:
         """For the hardware that is named, or the one that suits the job's own model."""
