@@ -288,11 +288,21 @@ class Lab:
 
     def kill_node(self, node: str) -> None:
         """As a power cut: the daemon, what it started, and all that runs below."""
-        doomed = self._of_node(node)
         self.kill_slurmd(node)
-        for process in doomed:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        for _ in range(5):  # also what was just being started
+            for process in self._of_node(node):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.2)
+
+    def repair(self) -> None:
+        """Start the daemons that are not there, and wait until all nodes take jobs."""
+        if not self._pid("slurmctld"):
+            self.start_controller()
+        for node in NODES:
+            if not self._pid(f"slurmd.{node}"):
+                self.start_node(node)
+        wait_for(lambda: not set(self.nodes().values()) - {"idle", "mix", "alloc", "comp"}, 40)
 
     def _of_node(self, node: str) -> list[psutil.Process]:
         """slurmstepd blanks its environment, but keeps the node's log open."""

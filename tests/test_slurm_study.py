@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slurm_lab import VARIABLE, Lab, lacking
+from slurm_lab import VARIABLE, Lab, lacking, wait_for
 
 if lacking() and not os.environ.get(VARIABLE):
     pytest.skip(f"tests of SLURM: {lacking()}", allow_module_level=True)
@@ -215,3 +215,46 @@ def test_the_configuration_changes_while_a_job_waits(project, lab):
     assert len(lines) == 1 and "(settings.rank was 128, is 8): run snakemake again" in lines[0], logs
     assert len(stored(project)) == 1 and read_record(stored(project)[0]).spec["method"] == "adapter"
     assert "its program failed" in said and said.count("submitted again") == 0
+
+
+TOY = """
+rule work:
+    output: "a.txt"
+    resources: runtime=5, mem_mb=700
+    shell: "set -euo pipefail; PATH=.:$PATH; train.py {output}"
+"""
+TRAIN = """#!/usr/bin/env python3
+import os, signal, sys, time
+from pathlib import Path
+def stop(number, frame):
+    time.sleep(1.5)
+    Path("saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+if Path("saved").exists():
+    Path(sys.argv[1]).write_text(os.environ["SLURM_RESTART_COUNT"])
+    sys.exit()
+Path("began").touch()
+time.sleep(60)
+"""
+
+
+def test_a_stopped_program_has_time_to_save_and_knows_that_it_was_restarted(lab, tmp_path):
+    """SIGTERM reaches it through the batch script and Snakemake, which wait for it."""
+    (tmp_path / "Snakefile").write_text(TOY)
+    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "train.py").chmod(0o755)
+    before = {row[0] for row in lab.mine()}
+    command = [sys.executable, "-m", "snakemake", "a.txt", "--executor", "slurm-resilient", "--jobs", "1"]
+    with (tmp_path / "log").open("w") as log:
+        master = subprocess.Popen(
+            [*command, *words()], cwd=tmp_path, env=lab.environment, stdout=log, stderr=log
+        )
+    try:
+        wait_for((tmp_path / "began").exists, 90)
+        (row,) = [row for row in lab.mine() if row[0] not in before]
+        lab.run("scontrol", "requeue", row[0])
+        assert master.wait(timeout=120) == 0, (tmp_path / "log").read_text()
+    finally:
+        master.kill()
+    assert (tmp_path / "a.txt").read_text() == "1" and lab.state(row[0]) == "COMPLETED"

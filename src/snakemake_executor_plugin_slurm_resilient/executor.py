@@ -99,6 +99,8 @@ class SlurmExecutor(StockExecutor):
         if slurm_id is None:
             return False
         pack = self._attached.setdefault(slurm_id, Pack([], slurm_id=slurm_id, log=self._log_of(slurm_id)))
+        if pack.slurm_id != slurm_id:
+            return False  # it has ended meanwhile, and goes on with those that were attached before
         pack.jobs.append(job)
         pack.before.update({str(path): packs.signature(path) for path in job.output})
         self.logger.info(f"{packs.name_of(job)} is SLURM job {slurm_id} of an earlier run: attached to it.")

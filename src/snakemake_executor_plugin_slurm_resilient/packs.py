@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shlex
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -182,28 +183,31 @@ class Waiting:
 
     def __init__(self, most_seconds: float, wait: float) -> None:
         self.most_seconds, self.wait = most_seconds, wait
+        self._lock = threading.Lock()  # jobs come from Snakemake's thread, and leave by the watching one too
         self._jobs: dict[str, list[Any]] = {}
         self._since: dict[str, float] = {}
 
     def add(self, jobs: Iterable[Any]) -> list[list[Any]]:
         """Take jobs in; lists of jobs that are to be submitted at once: full ones, and those that share nothing."""
         ready = []
-        for job in jobs:
-            kind = None if job.is_group() else job.resources.get("slurm_batch")
-            if not kind:
-                ready.append([job])
-                continue
-            self._jobs.setdefault(kind, []).append(job)
-            self._since[kind] = time.monotonic()
-            if sum(seconds_of(one) for one in self._jobs[kind]) >= self.most_seconds:
-                ready.append(self._jobs.pop(kind))
+        with self._lock:
+            for job in jobs:
+                kind = None if job.is_group() else job.resources.get("slurm_batch")
+                if not kind:
+                    ready.append([job])
+                    continue
+                self._jobs.setdefault(kind, []).append(job)
+                self._since[kind] = time.monotonic()
+                if sum(seconds_of(one) for one in self._jobs[kind]) >= self.most_seconds:
+                    ready.append(self._jobs.pop(kind))
         return ready
 
     def due(self) -> list[list[Any]]:
         """Lists of jobs that have waited long enough."""
         now = time.monotonic()
-        kinds = [kind for kind in self._jobs if now - self._since[kind] >= self.wait]
-        return [self._jobs.pop(kind) for kind in kinds]
+        with self._lock:
+            kinds = [kind for kind in self._jobs if now - self._since[kind] >= self.wait]
+            return [self._jobs.pop(kind) for kind in kinds]
 
 
 def seconds_of(job: Any) -> float:
