@@ -219,6 +219,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_start_goes_on(tmp_path):
     assert "interrupted; nothing was stored; run snakemake again" in text
     assert not list((project.root / "results/runs").glob("*/*/lora-*/record.json"))
     assert not list((project.root / "results/runs").rglob(".partial-*"))
+    assert not list((project.root / "results/.running").iterdir())
     assert project.jobs()["train_adapter"] == 8
 
 
