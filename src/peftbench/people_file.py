@@ -7,8 +7,6 @@ from typing import Any
 from peftbench.errors import UserError
 from peftbench.views import People, PeopleCount
 
-FINGERPRINT_EXEMPT = "reads what stands in the spec of a table in full"
-
 
 def read_people(path: Path, where: str) -> People:
     """The majority's counts in a ``hallucination.json``, and how far the annotators agree.
