@@ -46,8 +46,8 @@ def describe(spec: DescribeSpec, results: Path) -> PlainTable:
             rows.append([f"{method_title(method)}: {setting.replace('_', ' ')}", *map(_text, values)])
     head = ["Setting", *(model.title for model in spec.models)]
     notes = [
-        "AdamW with beta1 0.9 and eps 1e-8. Misprints of the paper's Table 11: ViT and LLM stand in each other's rows, and "
-        "the column of LLaVA-13B names Vicuna-7B."
+        "AdamW with beta1 0.9 and eps 1e-8. Misprints of the paper's Table 11: ViT and LLM stand in each other's rows, "
+        "and the column of LLaVA-13B names Vicuna-7B."
     ]
     notes += [spec.note] if spec.note else []
     return PlainTable(title=spec.title, head=head, rows=rows, right=list(range(1, len(head))), notes=notes)
