@@ -330,7 +330,7 @@ def test_merging_a_method_that_cannot_be_merged(method, tmp_path):
     spec = train_spec(method, epochs=1)
     tuned = attach(load_tiny(), spec)
     with pytest.raises(
-        UserError, match=f"method {method} cannot be merged into the weights: set evaluation.m"
+        UserError, match=f"method {method} cannot be merged into the weights: set merge: auto or never"
     ):
         merge(tuned, method)
     out, _ = world().train(spec)
