@@ -464,3 +464,27 @@ def test_bad_settings_and_published_rows():
         count_parameters(llava("7b"), Setting(method="lora", settings={"rank": 0}))
     with pytest.raises(UserError, match="train_flops"):
         read_published([{"model": "m", "method": "lora", "connector": "tuned", "trainable_percent": "1"}])
+
+
+def test_the_study_of_places_and_sizes(tmp_path):
+    """Its numbers are those by hand; 21 rows per model of known sizes."""
+    from peftbench.analysis.descriptions.parameters import describe
+    from peftbench.graph import Plan
+    from peftbench.views import DescribeSpec
+
+    settings = Settings.from_files(ROOT, [ROOT / "config/paper.yaml"])
+    settings.main.lineup.models[:] = ["llava-1.5-7b"]
+    job = Plan(settings).study("table15_parameters").describe
+    table = describe(msgspec.convert(json.loads(job.spec), DescribeSpec), tmp_path)
+    assert len(table.rows) == 9 + 3 * 4
+    found = {(row[1], "" if row[1] == "Prefix-Tuning" else row[2], row[3]): row for row in table.rows}
+    for method, title, place, size, width in (
+        ("lora", "LoRA", "attn", "default", 128),
+        ("lora", "LoRA", "both", "rank 16", 16),
+        ("adapter", "Adapter", "mlp", "bottleneck 32", 32),
+        ("ia3", "IA3", "mlp", "default", 0),
+        ("prefix", "Prefix-Tuning", "", "tokens 40", 40),
+    ):
+        row = found[title, place, size]
+        assert row[4] == f"{by_hand('7b', method, place, width):,}"
+    assert found["LoRA", "both", "default"][6:] == ["4.332", "4.616"], "the published ones"

@@ -47,6 +47,7 @@ from peftbench.views import (
     DatasetInfo,
     DescribedDataset,
     DescribedModel,
+    DescribedVariant,
     DescribeSpec,
     ModelInfo,
     People,
@@ -514,6 +515,7 @@ class Plan:
             models=[self._described_model(model, expander) for model in expander.axes.get("model", [])],
             datasets=[self._described_dataset(dataset) for dataset in expander.axes.get("dataset", [])],
             published_rows=self._published(name, study.published) if study.published else [],
+            variants=self._variants(expander) if study.grids or "location" in expander.axes else [],
             runs=self._runs_of(name, study.runs_of),
         )
         job = self._add("describe", spec, {}, name, "tables/.made")
@@ -521,6 +523,18 @@ class Plan:
         if study.runs_of:
             data += self.study(study.runs_of).scores
         return StudyPlan(name=name, group=study.group, runs=[], scores=[], describe=job, data=data)
+
+    def _variants(self, expander: Expander) -> list[DescribedVariant]:
+        return [
+            DescribedVariant(
+                model=model,
+                method=method,
+                location=location,  # type: ignore[arg-type] # one of the method's
+                settings=self._settings(settings),
+                given=given,
+            )
+            for model, method, location, settings, given in expander.variants()
+        ]
 
     def _people(self, name: str, file: str | None) -> People | None:
         """What people counted in the answers of a study; None for one whose answers nobody counts."""

@@ -210,6 +210,19 @@ class Expander:
         """A method's settings on a model as canonical JSON, further axes left out."""
         return self._method_settings(method_module(method), method, model, {})
 
+    def variants(self) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
+        """Of a study that describes: model, method, place, settings (canonical JSON) and the axes that name some."""
+        for axes in self.grids:
+            shown = {axis: values for axis, values in axes.items() if axis not in ("dataset", "seed")}
+            for values in itertools.product(*shown.values()):
+                point = dict(zip(shown, values, strict=True))
+                given = {axis: value for axis, value in point.items() if axis not in COORDINATES}
+                model, method = point["model"], point["method"]
+                module = method_module(method)
+                settings = self._method_settings(module, method, model, given)
+                location = self._location(module, method, point.get("location", "default"), settings)
+                yield model, method, location, settings, given
+
     def _method_settings(self, module: ModuleType, method: str, model: str, further: dict[str, Any]) -> str:
         own = {}
         for axis, value in further.items():

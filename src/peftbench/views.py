@@ -202,6 +202,18 @@ class DescribedDataset(Spec, frozen=True, kw_only=True):
     """Folder of the prepared data, relative to the results."""
 
 
+class DescribedVariant(Spec, frozen=True, kw_only=True):
+    """A method on a model with settings and a place, of a study that describes several of them."""
+
+    model: Name
+    method: Name
+    location: Location
+    settings: dict[str, Any]
+    """All of the method's."""
+    given: dict[str, Any]
+    """Those that the study's axes name."""
+
+
 class DescribeSpec(Spec, frozen=True, kw_only=True):
     """A table that describes a study; its rows come from the module of its kind."""
 
@@ -212,6 +224,8 @@ class DescribeSpec(Spec, frozen=True, kw_only=True):
     models: list[DescribedModel]
     datasets: list[DescribedDataset]
     published_rows: list[dict[str, str]]
+    variants: list[DescribedVariant] = field(default_factory=list)
+    """Every combination of a study with the axis ``location`` or several grids."""
     runs: TabulateSpec | None = None
     """Another study, whose runs a table may show beside what it describes."""
 
