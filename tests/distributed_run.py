@@ -14,8 +14,7 @@ if __name__ == "__main__":
     facts = train_adapter(
         msgspec.convert(job["spec"], TrainSpec),
         *(Path(job[name]) for name in ("base", "data", "subset", "images", "out")),
-        Execution(device="cpu", micro_batch=job["micro_batch"]),
-        zero_stage=job["zero_stage"],
+        Execution(device="cpu", micro_batch=job["micro_batch"], zero_stage=job["zero_stage"]),
     )
     assert facts["processes"] == 2
-    assert facts["parallel"] == ("DEEPSPEED" if job["zero_stage"] else "MULTI_CPU"), facts["parallel"]
+    assert facts["parallel"] == ("MULTI_CPU" if job["zero_stage"] is None else "DEEPSPEED"), facts["parallel"]

@@ -18,7 +18,7 @@ from workflow_project import FAKES, MAIN, NAMES, ROOT, Project, dataset
 
 MORE_FAKES = {
     "training/expose.py": """
-        def expose_base_model(spec, base_dir, data_dirs, image_store, out_dir, execution):
+        def expose_base_model(spec, base_dir, data_dirs, image_store, out_dir, execution, staging):
             return {}
         """,
     "training/choose.py": """

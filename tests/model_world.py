@@ -163,7 +163,7 @@ def trainer_of(
     if checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
     images, items = encoded(base, name)
-    trainer = Trainer(spec, tuned, images, [row for row, _ in items], base.pad_token_id, CPU, 0)
+    trainer = Trainer(spec, tuned, images, [row for row, _ in items], base.pad_token_id, CPU)
     return base, tuned, trainer, items
 
 

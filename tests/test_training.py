@@ -78,7 +78,7 @@ def trainer_for(execution=None, **changes):
     images = LiveImages(base, world().images)
     examples = [encoded for encoded, _ in encoded_batch(base)[0]]
     execution = execution or Execution(device="cpu")
-    return loop.Trainer(spec, tuned, images, examples, base.pad_token_id, execution, 0)
+    return loop.Trainer(spec, tuned, images, examples, base.pad_token_id, execution)
 
 
 def gradients(micro_batch):
@@ -154,7 +154,7 @@ def test_connector_needs_an_image_to_learn_from():
     trainer = trainer_for()
     text = [encoded for encoded in trainer.examples if not encoded.image]
     with pytest.raises(UserError, match="no training example has an image"):
-        loop.Trainer(trainer.spec, trainer.tuned, trainer.images, text, 3, Execution(device="cpu"), 0)
+        loop.Trainer(trainer.spec, trainer.tuned, trainer.images, text, 3, Execution(device="cpu"))
 
 
 def test_out_of_memory_halves_the_micro_batch(monkeypatch):
@@ -361,7 +361,7 @@ def test_cuda_without_a_gpu_is_one_line(monkeypatch):
 
 
 def test_zero_needs_several_processes():
-    with pytest.raises(UserError, match="ZeRO stage 2 splits state over processes"):
+    with pytest.raises(UserError, match="zero_stage: 2 splits state over processes"):
         loop.train_adapter(
             train_spec(),
             world().base,
@@ -369,8 +369,7 @@ def test_zero_needs_several_processes():
             world().subset,
             world().images,
             world().out(),
-            Execution(device="cpu"),
-            zero_stage=2,
+            Execution(device="cpu", zero_stage=2),
         )
 
 

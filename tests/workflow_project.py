@@ -42,7 +42,7 @@ FAKES = {
 
         from peftbench.errors import RunFailed
 
-        def train_adapter(spec, base_dir, data_dir, subset_dir, image_store, out_dir, execution):
+        def train_adapter(spec, base_dir, data_dir, subset_dir, image_store, out_dir, execution, staging):
             if spec.optim.learning_rate > 100 or spec.method == os.environ.get("FAKE_DIVERGES"):
                 raise RunFailed("training diverged: the loss is nan at step 3 of 9: lower the learning rate")
             (out_dir / "adapter").mkdir()

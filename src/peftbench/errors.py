@@ -22,6 +22,20 @@ class RunFailed(UserError):
     """
 
 
+class Suspended(Exception):
+    """A run that stopped before its end, for want of time, and left a checkpoint: started again, it goes on."""
+
+
+class OutOfMemory(UserError):
+    """Memory ran out in one of several processes; ``micro_batch`` is what was tried."""
+
+    def __init__(self, micro_batch: int) -> None:
+        super().__init__(
+            f"out of memory at micro-batch {micro_batch}: set a smaller micro_batch or gradient_checkpointing: true"
+        )
+        self.micro_batch = micro_batch
+
+
 def did_you_mean(name: Any, valid: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the nearest valid name, else the list of them where it is short."""
     names = sorted(valid)

@@ -21,7 +21,7 @@ import msgspec
 
 from peftbench.blessings import CODE_AS_RUN, read_blessings
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
-from peftbench.errors import RunFailed, UserError
+from peftbench.errors import RunFailed, Suspended, UserError
 from peftbench.failures import forget_failure, note_failure, result_or_failure
 from peftbench.fingerprint import Code, changes, guard_imports
 from peftbench.lease import myself
@@ -45,6 +45,8 @@ from peftbench.views import VIEWS
 FINGERPRINT_EXEMPT = "carries jobs; does not compute results"
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it."""
+SUSPENDED = 75
+"""Exit status of a run that stopped early at a checkpoint (EX_TEMPFAIL): started again, it goes on from there."""
 
 
 class Interrupted(BaseException):
@@ -90,7 +92,7 @@ class Job:
         self.execution = execution
         self.results = Path(execution.results)
         self.staging = self.results / ".staging" / ticket.digest
-        """For what must survive a killed job: partial downloads, checkpoints. The stage removes it in the end."""
+        """For what must survive a killed job: partial downloads, checkpoints. It goes once the record is written."""
         self.images = self.results / "images"
         """The content-addressed image store."""
 
@@ -113,24 +115,35 @@ Work = Callable[[Job], dict[str, Any]]
 
 
 def run_stage(
-    stage: str, work: Work, description: str, heavy: bool = False, argv: list[str] | None = None
+    stage: str,
+    work: Work,
+    description: str,
+    heavy: bool = False,
+    spreads: bool = False,
+    argv: list[str] | None = None,
 ) -> NoReturn:
     """The main program of a script: parse, refuse or run, leave the record, exit.
 
     ``work`` returns facts for the record. ``heavy`` stages import torch, or are many and short beside what
-    they import: on the CPU they run as forks of the warm worker.
+    they import: on the CPU they run as forks of the warm worker. One that ``spreads`` may be several processes
+    (``training.launch``).
 
-    Exits with 0; 1 after a line ``error: ...``; 130 after an interruption.
+    Exits with 0; 1 after a line ``error: ...``; 75 where a run stopped early at a checkpoint and shall be started
+    again; 130 after an interruption.
     """
     arguments = _parser(stage, description).parse_args(argv)
     with _logging_to(arguments.log):
         try:
-            status = _run(stage, work, heavy, arguments)
+            status = _run(stage, work, heavy, spreads, arguments)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 1
+        except Suspended as stop:
+            print(f"suspended: {stop}; run snakemake again and it goes on from there", file=sys.stderr)
+            status = SUSPENDED
         except (Interrupted, KeyboardInterrupt):
-            print("interrupted; nothing was stored; run snakemake again", file=sys.stderr)
+            if "PEFTBENCH_RANKS" not in os.environ:  # else the launcher says so
+                print("interrupted; nothing was stored; run snakemake again", file=sys.stderr)
             status = INTERRUPTED
         except Exception as error:
             _report_bug(error, arguments.log)
@@ -162,7 +175,7 @@ def _parser(stage: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _run(stage: str, work: Work, heavy: bool, arguments: argparse.Namespace) -> int:
+def _run(stage: str, work: Work, heavy: bool, spreads: bool, arguments: argparse.Namespace) -> int:
     meter = Meter()
     try:
         execution = msgspec.convert(json.loads(arguments.execution), Execution)
@@ -170,7 +183,8 @@ def _run(stage: str, work: Work, heavy: bool, arguments: argparse.Namespace) -> 
         raise UserError(f"--execution: {error}") from None
     if stage != "retrieve":
         _stay_offline()
-    if heavy:
+    together = spreads and execution.processes * execution.nodes > 1
+    if heavy and not together:
         from peftbench.warm import run_in_worker
 
         status = run_in_worker(execution)
@@ -178,15 +192,40 @@ def _run(stage: str, work: Work, heavy: bool, arguments: argparse.Namespace) -> 
             return status
     _use_threads(execution.threads)
     with _signals_raise():
+        if together:
+            from peftbench.training import launch
+
+            if launch.is_rank():
+                launch.prepare_rank()
+                return launch.run_rank(
+                    lambda: _part(stage, work, arguments, execution, launch.rank_folder()),
+                    meter.read,
+                    arguments.log,
+                )
         if stage in VIEWS:
             _make_view(stage, work, arguments, execution, meter)
         else:
-            _make_result(stage, work, arguments, execution, meter)
+            _make_result(stage, work, arguments, execution, meter, together)
     return 0
 
 
+def _part(
+    stage: str, work: Work, arguments: argparse.Namespace, execution: Execution, folder: Path
+) -> dict[str, Any]:
+    """One of several processes: it holds no lock and leaves no record; that is its launcher's."""
+    ticket, spec = open_ticket(stage, arguments.ticket)
+    guard_imports(_live(ticket))
+    inputs = match_inputs(ticket, arguments.inputs, Path(execution.results))
+    return work(Job(ticket, spec, inputs, arguments.output, folder, execution))
+
+
 def _make_result(
-    stage: str, work: Work, arguments: argparse.Namespace, execution: Execution, meter: Meter
+    stage: str,
+    work: Work,
+    arguments: argparse.Namespace,
+    execution: Execution,
+    meter: Meter,
+    together: bool = False,
 ) -> None:
     output: Path = arguments.output
     ticket, spec = open_ticket(stage, arguments.ticket)
@@ -200,10 +239,11 @@ def _make_result(
         no_space_in_one_line(output),
         locked(lock, lambda holder: _say(f"waiting for {holder}: it makes this run")) as lease,
     ):
+        job = Job(ticket, spec, inputs, output, output.parent, execution)
         if output.exists():
             _say("already made by another process")
+            shutil.rmtree(job.staging, ignore_errors=True)  # where that one was killed in its last moment
             return
-        job = Job(ticket, spec, inputs, output, output.parent, execution)
         state = State(
             digest=ticket.digest,
             stage=stage,
@@ -211,6 +251,7 @@ def _make_result(
             who=myself(),
             log=str(arguments.log.absolute()) if arguments.log else "",
         )
+        measured: dict[str, Any] = {}
         with (
             announced_job(results, state),
             partial_directory(output.parent, lease.check) as job.work,
@@ -218,10 +259,19 @@ def _make_result(
             try:
                 if stage not in TOLERANT:
                     _refuse_failed(inputs, results)
-                facts = work(job)
+                if together:
+                    from peftbench.training.launch import launch
+
+                    facts, measured = launch(
+                        canonical_json(ticket), job.work, job.staging, execution, Interrupted
+                    )
+                else:
+                    facts = work(job)
             except RunFailed as failure:
                 facts = {FAILED: str(failure)}
                 _say(f"warning: {ticket.label}: failed, and recorded so: {failure}")
+            except Suspended:
+                raise  # no failure: it goes on from its checkpoint
             except Exception as error:
                 lease.check()  # its error is not that of the run
                 with contextlib.suppress(Exception):  # the error itself is what is to be told
@@ -229,14 +279,13 @@ def _make_result(
                         results, _record(ticket, {FAILED: str(error) or type(error).__name__}, meter)
                     )
                 raise
-        record = _record(ticket, facts, meter)
+        record = _record(ticket, facts, meter, measured)
         lease.check()
         if FAILED in facts:
-            shutil.rmtree(
-                job.staging, ignore_errors=True
-            )  # the next try shall not resume on the way to this end
             note_failure(results, record)  # first: without it nobody would see that the record is one to go
         atomic_json(output, record)
+        # Last: until the record stands, only this can be gone on from. A failed run shall not be gone on from at all.
+        shutil.rmtree(job.staging, ignore_errors=True)
         if FAILED not in facts:
             forget_failure(results, ticket.digest)
 
@@ -285,7 +334,9 @@ def _refuse_replaced(ticket: Ticket, output: Path, study: str) -> None:
             )
 
 
-def _record(ticket: Ticket, facts: dict[str, Any], meter: Meter) -> Record:
+def _record(
+    ticket: Ticket, facts: dict[str, Any], meter: Meter, measured: dict[str, Any] | None = None
+) -> Record:
     assert isinstance(facts.get(FAILED, ""), str), f"facts: {FAILED!r} is for the reason of a failed run"
     as_run = _live(ticket)
     blessed = {CODE_AS_RUN: as_run} if as_run != ticket.code else {}
@@ -297,7 +348,7 @@ def _record(ticket: Ticket, facts: dict[str, Any], meter: Meter) -> Record:
         code=ticket.code,
         inputs=ticket.inputs,
         facts=facts,
-        provenance=meter.read() | blessed,
+        provenance=meter.read() | (measured or {}) | blessed,
     )
 
 

@@ -262,6 +262,13 @@ class Execution(Spec, frozen=True, kw_only=True):
     """Processes per node that share a training, each with a GPU of its own; they split the global batch."""
     nodes: PositiveInt = 1
     """Nodes that share a training, in a SLURM job with as many."""
+    zero_stage: Literal[0, 1, 2, 3, "auto"] | None = None
+    """DeepSpeed's ZeRO with several processes: 1 splits the optimizer's state, 2 gradients too, 3 weights too; 0 splits
+    nothing. null: plain DDP; auto: the least that fits the GPUs' memory."""
+    zero_offload: bool = False
+    """With ZeRO: keep the optimizer's state in the CPU's memory, at stage 3 the weights too."""
+    checkpoint_interval: NonNegativeFloat = 300.0
+    """Seconds between checkpoints of a training; more where writing one takes over a twentieth of that."""
     workers: NonNegativeInt = 0
     """Data loader processes per job."""
     threads: PositiveInt = 1

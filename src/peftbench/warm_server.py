@@ -65,8 +65,11 @@ def main() -> None:
     if torch is not None:
         torch.set_num_threads(1)
     keepers: set[int] = set()
+    told: list[int] = []
+    # SLURM sends SIGTERM to all processes of a job. The jobs here decide for themselves what it means to them.
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     idle_since = time.monotonic()
-    while True:
+    while not told:
         ready, _, _ = select.select([listener], [], [], 0.5)
         keepers -= {pid for pid in keepers if os.waitpid(pid, os.WNOHANG)[0]}
         if ready:
@@ -81,6 +84,10 @@ def main() -> None:
             idle_since = time.monotonic()
         elif time.monotonic() - idle_since > IDLE_SECONDS and _leave(listener, path):
             return
+    path.unlink(missing_ok=True)  # whoever comes now starts another server
+    listener.close()
+    for pid in keepers:
+        os.waitpid(pid, 0)
 
 
 def _leave(listener: socket.socket, path: Path) -> bool:
@@ -99,6 +106,7 @@ def _leave(listener: socket.socket, path: Path) -> bool:
 
 def _keep(connection: socket.socket) -> NoReturn:
     """The keeper of one job; never returns."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         request, streams = _receive(connection)
         job = os.fork()

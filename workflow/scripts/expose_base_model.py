@@ -20,8 +20,9 @@ def expose(job: Job) -> dict[str, Any]:
         image_store=job.images,
         out_dir=job.work,
         execution=job.execution,
+        staging=job.staging,
     )
 
 
 if __name__ == "__main__":
-    run_stage("expose", expose, __doc__ or "", heavy=True)
+    run_stage("expose", expose, __doc__ or "", heavy=True, spreads=True)

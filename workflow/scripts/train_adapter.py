@@ -22,8 +22,9 @@ def train(job: Job) -> dict[str, Any]:
         image_store=job.images,
         out_dir=job.work,
         execution=job.execution,
+        staging=job.staging,
     )
 
 
 if __name__ == "__main__":
-    run_stage("train", train, __doc__ or "", heavy=True)
+    run_stage("train", train, __doc__ or "", heavy=True, spreads=True)

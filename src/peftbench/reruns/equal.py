@@ -21,7 +21,17 @@ from peftbench.reruns.records import digest_in
 from peftbench.store import RECORD, Record
 
 GPU_TOLERANCE = 0.01
-EXECUTION_FACTS = ("seconds", "throughput", "features", "micro_batch", "processes", "parallel")
+EXECUTION_FACTS = (
+    "seconds",
+    "throughput",
+    "features",
+    "micro_batch",
+    "halved",
+    "processes",
+    "parallel",
+    "zero_stage",
+    "restarts",
+)
 """Facts of how a job ran, not of what came out."""
 SUMS = ("outputs", "files")
 """Facts that hold sums of files; the files themselves are compared."""

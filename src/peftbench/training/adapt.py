@@ -58,6 +58,11 @@ class Tuned:
         self.totals: dict[str, int] = {}
         self.trainable: dict[str, int] = {}
 
+    @property
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """All that is trained, by name in ``model``."""
+        return {**self.method_parameters, **self.connector_parameters, **self.vision_parameters}
+
 
 def load_method(name: str) -> Any:
     """The module of a method; ``UserError`` where there is none."""

@@ -16,12 +16,13 @@ from peftbench.errors import UserError
 from peftbench.models.arch import component_counts, partition
 from peftbench.models.load import load_base, pick_device
 from peftbench.spec import TrainSpec
-from peftbench.store import partial_directory
 from peftbench.training.adapt import Tuned, constant_paths
 from peftbench.training.batches import encode
-from peftbench.training.distributed import finish
+from peftbench.training.distributed import finish, highest, use_own_device, whole_state
+from peftbench.training.epochs import run_epochs
 from peftbench.training.features import LiveImages
-from peftbench.training.loop import Trainer, file_hashes, run_epochs
+from peftbench.training.loop import Trainer, files_of
+from peftbench.training.snapshot import file_hashes
 
 if TYPE_CHECKING:
     from peftbench.models.load import Base
@@ -38,17 +39,19 @@ def expose_base_model(
     image_store: Path,
     out_dir: Path,
     execution: Execution,
-    zero_stage: int = 0,
+    staging: Path | None = None,
 ) -> dict[str, Any]:
     """Write the fine-tuned model and ``log.csv`` to ``out_dir``; return facts for the record.
 
-    Raises ``UserError`` for bad input, ``RunFailed`` for a loss that is not finite.
+    Checkpoints lie in ``staging``, as those of ``train_adapter``. Raises ``UserError`` for bad input, ``RunFailed`` for
+    a loss that is not finite, ``Suspended`` where it stopped early at a checkpoint.
     """
     import torch
 
     from peftbench.data.load import read_examples
 
     torch.set_num_threads(execution.threads)
+    use_own_device(execution)
     base = load_base(base_dir, spec.precision, pick_device(execution.device), spec.model)
     original = {name: parameter.dtype for name, parameter in base.model.named_parameters()}
     torch.manual_seed(spec.seed)
@@ -63,23 +66,24 @@ def expose_base_model(
         if not rows:
             raise UserError(f"{data_dirs[part.dataset]}: no training examples")
         train_set += encode(base, images, spec.model, part.prompt, rows, spec.max_length, answers=True)
-    trainer = Trainer(_as_training(spec), tuned, images, train_set, base.pad_token_id, execution, zero_stage)
+    trainer = Trainer(_as_training(spec), tuned, images, train_set, base.pad_token_id, execution)
     facts: dict[str, Any] = {
         "examples": len(train_set),
         "parameters": tuned.totals,
         "trainable": tuned.trainable,
         "processes": trainer.world,
+        "parallel": trainer.accelerator.distributed_type.value,
+        "zero_stage": trainer.zero_stage,
     }
-    if trainer.accelerator.is_main_process:
-        with partial_directory(out_dir) as work:
-            facts |= run_epochs(trainer, [], work, base_dir.name)
-            for name, parameter in base.model.named_parameters():
-                parameter.data = parameter.data.to(original[name])
-            base.model.save_pretrained(work)
+    with files_of(trainer, out_dir) as work:
+        facts |= run_epochs(trainer, [], work, base_dir.name, staging, execution.checkpoint_interval)
+        state = whole_state(trainer.zero_stage, base.model, original, keep=work is not None)
+        if work is not None:
+            base.model.save_pretrained(work, state_dict=state)
             _copy_rest(base_dir, work)
             facts["outputs"] = file_hashes(work)
-    else:
-        run_epochs(trainer, [], None, "")
+        highest(trainer.accelerator, 0)
+    facts |= {"micro_batch": trainer.micro_batch, "halved": trainer.halved}
     finish(trainer.accelerator)
     return facts
 

@@ -15,24 +15,24 @@ it they agree within rounding. On one CPU process two runs of one spec are equal
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import hashlib
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from peftbench.errors import RunFailed, UserError
+from peftbench.errors import OutOfMemory, UserError
 from peftbench.models.load import load_base, pick_device
 from peftbench.store import partial_directory
 from peftbench.training.adapt import attach, save
-from peftbench.training.batches import IGNORED, Encoded, Item, collate, derived_seed, encode, global_batches
-from peftbench.training.distributed import finish, make_accelerator
+from peftbench.training.batches import IGNORED, Encoded, Item, collate, derived_seed, encode
+from peftbench.training.distributed import finish, highest, make_accelerator, use_own_device, whole_parameters
+from peftbench.training.epochs import run_epochs
 from peftbench.training.features import cache_folder, open_images
-from peftbench.training.optimizer import lr_factor, make_optimizer, set_learning_rates, warmup_steps
-from peftbench.training.progress import Progress
-from peftbench.training.stepping import make_dynamics, merge_back, optimizer_step
+from peftbench.training.optimizer import make_optimizer
+from peftbench.training.snapshot import file_hashes
+from peftbench.training.stepping import make_dynamics, optimizer_step
 
 if TYPE_CHECKING:
     import torch
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
     from peftbench.spec import Execution, TrainSpec
     from peftbench.training.adapt import Tuned
     from peftbench.training.features import Images
-
-LOG_COLUMNS = ("step", "epoch", "loss", "lr", "lr_connector", "tokens", "seconds")
-"""``loss`` is the mean over the step's supervised ``tokens``, ``seconds`` counts from the start."""
-EVAL_COLUMNS = ("epoch", "step", "loss", "tokens")
 
 
 class Trainer:
@@ -58,7 +54,6 @@ class Trainer:
         examples: Sequence[Encoded],
         pad_id: int,
         execution: Execution,
-        zero_stage: int,
     ) -> None:
         self.spec, self.tuned, self.images, self.pad_id = spec, tuned, images, pad_id
         self.examples = examples
@@ -66,10 +61,12 @@ class Trainer:
         if tuned.connector_parameters and not self.stand_in.image:
             raise UserError("connector tuned: no training example has an image to learn from: use frozen")
         self.workers = execution.workers
-        self.accelerator = make_accelerator(spec, execution, zero_stage)
+        self.accelerator, self.zero_stage = make_accelerator(spec, execution, tuned.model)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         share = math.ceil(spec.global_batch / self.world)
         self.micro_batch = min(execution.micro_batch or share, share)
+        self.halved = 0
+        """How often memory ran out, and the micro-batch was halved."""
         tuned.model.train()
         self.model, self.optimizer = self.accelerator.prepare(tuned.model, make_optimizer(tuned, spec.optim))
         self.rest_vision()
@@ -109,14 +106,14 @@ class Trainer:
             try:
                 loss = self._accumulate(items, batch)
                 break
-            except torch.OutOfMemoryError:
-                # With several processes the others would wait for this one's gradients.
+            except RuntimeError as error:
+                if not _memory_ran_out(error):
+                    raise
+                # Of several processes the others wait for this one's gradients: all must begin again (``launch``).
                 if self.world > 1 or self.micro_batch == 1:
-                    raise UserError(
-                        f"out of memory at micro-batch {self.micro_batch}: "
-                        "set a smaller micro_batch or gradient_checkpointing: true"
-                    ) from None
+                    raise OutOfMemory(self.micro_batch) from None
                 self.micro_batch //= 2
+                self.halved += 1
                 self.optimizer.zero_grad()
                 if rng is not None:
                     torch.set_rng_state(rng)
@@ -168,10 +165,12 @@ class Trainer:
         Every process makes the same number of forward passes, also when it has no examples left; and every
         backward pass reaches the tuned connector, also from text alone, with gradient zero instead of none.
         ZeRO sums gradients in the order in which they arrive, so a connector that is left out (or reached by
-        another path) in one process would be added to the wrong weights.
+        another path) in one process would be added to the wrong weights. ZeRO-3 gathers weights as a forward pass
+        meets them, so there every pass must meet the same.
         """
         has_image = any(tensors for _, tensors in items)
-        extra = not items or (bool(self.tuned.connector_parameters) and not has_image)
+        same_path = bool(self.tuned.connector_parameters) or self.zero_stage == 3
+        extra = not items or (same_path and not has_image)
         if extra:
             image = self.images.load(self.stand_in.image) if self.stand_in.image else {}
             items = [*items, (self.stand_in, image)]
@@ -202,8 +201,8 @@ class Trainer:
             logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
 
-    def evaluate(self, examples: Sequence[Encoded]) -> float:
-        """Mean loss per supervised token, without dropout."""
+    def evaluate(self, examples: Sequence[Encoded], stop: Callable[[], bool] = lambda: False) -> float | None:
+        """Mean loss per supervised token, without dropout; None where ``stop``, asked at every batch, said so."""
         import torch
 
         order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].ids), i))
@@ -211,11 +210,17 @@ class Trainer:
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         total = torch.zeros((), device=self.accelerator.device)
         self.model.eval()
+        stopped = False
         with torch.no_grad():
             for items in self.items(batches, examples):
+                stopped = stop()
+                if stopped:
+                    break
                 total += self.loss_sum(self._inputs(items))
         self.model.train()
         self.rest_vision()
+        if stopped:
+            return None
         return float(self.accelerator.reduce(total, "sum")) / sum(e.supervised for e in examples)
 
 
@@ -241,19 +246,21 @@ def train_adapter(
     image_store: Path,
     out_dir: Path,
     execution: Execution,
-    zero_stage: int = 0,
+    staging: Path | None = None,
 ) -> dict[str, Any]:
     """Train as ``spec`` says; write ``adapter/``, ``connector.safetensors``, ``log.csv`` and ``eval.csv``.
 
-    Files appear in ``out_dir`` only when all is done. Returns the facts for the record. In a distributed
-    launch every process calls this; the first one writes. Raises ``UserError`` for bad input and for a loss
-    that is not finite.
+    Files appear in ``out_dir`` only when all is done. Checkpoints lie in ``staging``, which the caller removes once the
+    result stands; None: there are none. Returns the facts for the record. In a distributed launch every process
+    calls this; the first one writes. Raises ``UserError`` for bad input and for a loss that is not finite,
+    ``Suspended`` where it stopped early at a checkpoint.
     """
     import torch
 
     from peftbench.data.load import read_examples, read_subset
 
     torch.set_num_threads(execution.threads)
+    use_own_device(execution)
     base = load_base(base_dir, spec.precision, pick_device(execution.device), spec.model)
     torch.manual_seed(spec.seed)
     tuned = attach(base, spec)
@@ -282,7 +289,7 @@ def train_adapter(
     train_set, eval_set = encoded(rows), encoded(held_out)
     if not train_set:
         raise UserError(f"{subset_dir}: no training examples")
-    trainer = Trainer(spec, tuned, images, train_set, base.pad_token_id, execution, zero_stage)
+    trainer = Trainer(spec, tuned, images, train_set, base.pad_token_id, execution)
     torch.manual_seed(derived_seed(spec.seed, "dropout", trainer.rank))
 
     facts: dict[str, Any] = {
@@ -292,17 +299,29 @@ def train_adapter(
         "features": cache_facts,
         "processes": trainer.world,
         "parallel": trainer.accelerator.distributed_type.value,
+        "zero_stage": trainer.zero_stage,
     }
-    if trainer.accelerator.is_main_process:
-        with partial_directory(out_dir) as work:
-            facts |= run_epochs(trainer, eval_set, work, base_dir.name)
-            save(tuned, work, base_dir.name)
-            facts["outputs"] = file_hashes(work)
-    else:
-        run_epochs(trainer, eval_set, None, "")
-    facts["micro_batch"] = trainer.micro_batch
+    with files_of(trainer, out_dir) as work:
+        facts |= run_epochs(trainer, eval_set, work, base_dir.name, staging, execution.checkpoint_interval)
+        with whole_parameters(trainer.zero_stage, tuned.trained.values()):
+            if work is not None:
+                save(tuned, work, base_dir.name)
+                facts["outputs"] = file_hashes(work)
+        # Files get their names when all processes are done: one that dies here leaves no result.
+        highest(trainer.accelerator, 0)
+    facts |= {"micro_batch": trainer.micro_batch, "halved": trainer.halved}
     finish(trainer.accelerator)
     return facts
+
+
+@contextlib.contextmanager
+def files_of(trainer: Trainer, out_dir: Path) -> Iterator[Path | None]:
+    """The folder to fill, in the first process; None in the others."""
+    if not trainer.accelerator.is_main_process:
+        yield None
+        return
+    with partial_directory(out_dir) as work:
+        yield work
 
 
 def split_validation(rows: list[Example], share: float) -> tuple[list[Example], list[Example]]:
@@ -315,103 +334,18 @@ def split_validation(rows: list[Example], share: float) -> tuple[list[Example], 
     return [row for row in rows if row.id not in held], [row for row in rows if row.id in held]
 
 
-def run_epochs(
-    trainer: Trainer, eval_set: Sequence[Encoded], work: Path | None, base_name: str
-) -> dict[str, Any]:
-    """Train through all epochs; return losses and throughput.
-
-    ``work`` is where logs and the epochs' weights go (None: another process writes).
-    """
-    spec, train_set = trainer.spec, trainer.examples
-    lengths = [len(encoded.ids) for encoded in train_set]
-    total = math.ceil(len(train_set) / spec.global_batch) * spec.epochs
-    warmup = warmup_steps(total, spec.optim.warmup_ratio)
-    progress = Progress("train", total, enabled=work is not None)
-    losses: list[float] = []
-    eval_losses: list[float] = []
-    start = time.monotonic()
-    with (
-        _Log(work, "log.csv", LOG_COLUMNS) as log,
-        _Log(work if eval_set else None, "eval.csv", EVAL_COLUMNS) as evals,
-    ):
-        for epoch in range(spec.epochs):
-            batches = list(global_batches(lengths, spec.global_batch, spec.seed, epoch))
-            for indices, items in zip(batches, trainer.items(batches, train_set), strict=True):
-                step = len(losses)
-                batch = [train_set[i] for i in indices]
-                rates = set_learning_rates(
-                    trainer.optimizer, lr_factor(spec.optim.schedule, step, warmup, total)
-                )
-                loss = trainer.step(items, batch)
-                if not math.isfinite(loss):
-                    raise RunFailed(
-                        f"training diverged: the loss is {loss} at step {step + 1} of {total}: "
-                        "lower the learning rate"
-                    )
-                losses.append(loss)
-                tokens = sum(encoded.supervised for encoded in batch)
-                seconds = round(time.monotonic() - start, 3)
-                lr = (rates.get("method", 0.0), rates.get("connector", 0.0))
-                log.row(step + 1, epoch + 1, loss, *lr, tokens, seconds)
-                progress.step(step + 1, f"loss {loss:.4f}")
-            put_back = merge_back(trainer, epoch + 1 == spec.epochs)
-            if eval_set:
-                eval_losses.append(trainer.evaluate(eval_set))
-                evals.row(epoch + 1, len(losses), eval_losses[-1], sum(e.supervised for e in eval_set))
-            if spec.keep_epochs and epoch + 1 < spec.epochs and work is not None:
-                save(trainer.tuned, work / "epochs" / str(epoch + 1), base_name, final=False)
-            put_back()
-    seconds = time.monotonic() - start
-    return {
-        "steps": total,
-        "seconds": round(seconds, 3),
-        "losses": {"first": losses[0], "last": losses[-1], "eval": eval_losses},
-        "throughput": {
-            "samples_per_s": round(len(train_set) * spec.epochs / seconds, 3),
-            "tokens_per_s": round(sum(lengths) * spec.epochs / seconds, 3),
-            "padding_share": round(trainer.padding / max(1, trainer.positions), 5),
-        },
-    }
-
-
-class _Log:
-    """A CSV file written line by line; nothing where ``folder`` is None."""
-
-    def __init__(self, folder: Path | None, name: str, columns: Sequence[str]) -> None:
-        self.path = folder / name if folder else None
-        self.columns = columns
-        self.file: IO[str] | None = None
-
-    def __enter__(self) -> _Log:
-        if self.path is not None:
-            self.file = self.path.open("w", encoding="utf-8", newline="")
-            self.row(*self.columns)
-        return self
-
-    def row(self, *values: Any) -> None:
-        if self.file is not None:
-            csv.writer(self.file, lineterminator="\n").writerow(values)
-            self.file.flush()
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
 def _base_model(tuned: Tuned) -> Any:
     return tuned.model.get_base_model() if hasattr(tuned.model, "get_base_model") else tuned.model
+
+
+def _memory_ran_out(error: RuntimeError) -> bool:
+    """CUDA has an error of its own for it; the allocator for CPUs only says so."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _generator(seed: int) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(seed)
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file below a folder, by relative path."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }

@@ -13,10 +13,13 @@ INTERVAL = 5.0
 
 
 class Progress:
-    """Counts steps of a known total on stderr; silent unless ``enabled`` (one process of several speaks)."""
+    """Counts steps of a known total on stderr; silent unless ``enabled`` (one process of several speaks).
 
-    def __init__(self, label: str, total: int, enabled: bool = True) -> None:
-        self.label, self.total, self.enabled = label, total, enabled
+    ``done`` steps were made by an earlier start.
+    """
+
+    def __init__(self, label: str, total: int, enabled: bool = True, done: int = 0) -> None:
+        self.label, self.total, self.enabled, self.first = label, total, enabled, done
         self.start = self.last = time.monotonic()
 
     def step(self, done: int, note: str = "") -> None:
@@ -25,7 +28,8 @@ class Progress:
             return
         now = time.monotonic()
         elapsed = now - self.start
-        left = elapsed / done * (self.total - done) if done else 0.0
+        own = done - self.first
+        left = elapsed / own * (self.total - done) if own else 0.0
         tell(self.label, done, self.total, note, left)
         if now - self.last < INTERVAL and done < self.total:
             return
