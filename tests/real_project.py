@@ -21,10 +21,21 @@ ROOT = Path(__file__).parent.parent
 
 
 class RealJob:
-    """The job ``train`` of a study of one run; ``training`` are settings of the study."""
+    """The job ``train`` of a study of one run; ``training`` are settings of the study.
 
-    def __init__(self, root: Path, method: str = "lora", **training: Any) -> None:
+    ``kept``: with the weights of every epoch. ``settings`` are the method's, beside its learning rate.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        method: str = "lora",
+        settings: dict[str, Any] | None = None,
+        kept: bool = False,
+        **training: Any,
+    ) -> None:
         self.root = root
+        root.mkdir(exist_ok=True)
         (root / "workflow").symlink_to(ROOT / "workflow")
         names = {f: getattr(NAMES, f) for f in NAMES.__struct_fields__ if getattr(NAMES, f)}
         self._write("config", {"lineup": {"models": ["tiny"], "datasets": ["squares"]}, "studies": ["one"]})
@@ -40,12 +51,19 @@ class RealJob:
             "decoding": {"max_new_tokens": 4},
         }
         self._write("datasets/squares", data)
-        settings = {"rank": 4, "learning_rate": 0.01} if method == "lora" else {"learning_rate": 0.01}
         study = {
             "title": "One",
-            "axes": {"model": "tiny", "dataset": "squares", "method": method, "connector": "tuned"},
-            "training": {"global_batch": 8, "max_length": 200, "eval_loss": True} | training,
-            "methods": {method: settings},
+            "axes": {"model": "tiny", "dataset": "squares", "method": method, "connector": "tuned"}
+            | ({"epoch": [1, "last"]} if kept else {}),
+            "rows": ["method", "epoch"] if kept else ["method"],
+            "training": {
+                **{"global_batch": 8, "max_length": 200, "eval_loss": True, "connector_learning_rate": 0.001},
+                **training,
+            },
+            "methods": {
+                method: {"learning_rate": 0.01}
+                | ({"rank": 4} if settings is None and method == "lora" else settings or {})
+            },
         }
         self._write("studies/one", study)
         self.plan = Plan(Settings.from_files(root))

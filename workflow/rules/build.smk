@@ -39,5 +39,5 @@ rule expose_base_model:
     message:
         "Showing {wildcards.model} the seen data sets"
     shell:
-        "expose_base_model.py --ticket {params.ticket:q} --inputs {input:q} --output {output.record:q}"
+        "exec expose_base_model.py --ticket {params.ticket:q} --inputs {input:q} --output {output.record:q}"
         " --execution {resources.execution:q} --log {log:q}"

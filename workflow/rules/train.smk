@@ -18,7 +18,7 @@ rule train_adapter:
     message:
         "Tuning {wildcards.model} on {wildcards.dataset} with {wildcards.method}"
     shell:
-        "train_adapter.py --ticket {params.ticket:q} --inputs {input:q} --output {output.record:q}"
+        "exec train_adapter.py --ticket {params.ticket:q} --inputs {input:q} --output {output.record:q}"
         " --execution {resources.execution:q} --log {log:q}"
 
 

@@ -61,6 +61,11 @@ def finish(model: Any) -> None:
     fold(model)
 
 
+def needs_whole_weights(config: Config) -> bool:
+    """Whether saving computes with the weights, for which ZeRO-3 must not have split them."""
+    return config.projection
+
+
 def snapshot(model: Any, config: Any) -> dict[str, Any]:
     """What ``finish`` would leave to save, and its configuration (changed in place), the model left as it is."""
     from peftbench.tuners.kv_prefix import folded

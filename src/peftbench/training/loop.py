@@ -62,6 +62,12 @@ class Trainer:
             raise UserError("connector tuned: no training example has an image to learn from: use frozen")
         self.workers = execution.workers
         self.accelerator, self.zero_stage = make_accelerator(spec, execution, tuned.model)
+        whole = getattr(tuned.method, "needs_whole_weights", None)
+        if self.zero_stage == 3 and whole is not None and whole(tuned.settings):
+            raise UserError(
+                f"execution: zero_stage: 3 splits weights, but method {spec.method} with these settings computes with "
+                "them when it saves: use 2"
+            )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         share = math.ceil(spec.global_batch / self.world)
         self.micro_batch = min(execution.micro_batch or share, share)
