@@ -26,9 +26,7 @@ def trainer_for(
     items, _ = encoded_batch(base)
     images = LiveImages(base, world().images)
     examples = [encoded for encoded, _ in items]
-    trainer = Trainer(
-        spec, tuned, images, examples, base.pad_token_id, execution or Execution(device="cpu"), 0
-    )
+    trainer = Trainer(spec, tuned, images, examples, base.pad_token_id, execution or Execution(device="cpu"))
     return trainer, items
 
 

@@ -15,13 +15,14 @@ from peftbench.methods.magnitude_mask import largest
 from peftbench.methods.random_mask import drawn
 from peftbench.planning.operations import training_memory
 from peftbench.planning.sizes import Sizes, method_on
-from peftbench.spec import Execution, Optim
+from peftbench.spec import Execution
 from peftbench.training.adapt import attach
 from peftbench.training.features import LiveImages
 from peftbench.training.loop import Trainer
 from peftbench.training.stepping import make_dynamics
+from real_project import RealJob
 from selective_world import OPTIM, steps, trainer_for, weights
-from test_distributed import TOLERANCE, run_two
+from test_distributed import TOLERANCE
 from tiny_llava import NAMES, encoded_batch, load_tiny, train_spec, world
 
 # --- SPIDER's formulas, in double precision and by another route ---
@@ -305,7 +306,7 @@ def test_what_is_kept_is_what_the_planner_plans(method, precision, connector):
     tuned = attach(base, spec)
     items, _ = encoded_batch(load_tiny())
     trainer = Trainer(
-        spec, tuned, LiveImages(base, world().images), [e for e, _ in items], 3, Execution(device="cpu"), 0
+        spec, tuned, LiveImages(base, world().images), [e for e, _ in items], 3, Execution(device="cpu")
     )
     planned = method_on(tiny_sizes(), method, {}, "both")
     plain = method_on(tiny_sizes(), "selected", {}, "both")
@@ -348,15 +349,22 @@ def test_parts_of_tensors_are_refused():
     [
         ("spider", {"blocks": 1}, 2),
         ("grafting", {"blocks": 1, "steps": 1, "samples": 3}, 2),
-        ("l2_to_pretrained", {"blocks": 1, "strength": 50.0}, 0),
+        ("l2_to_pretrained", {"blocks": 1, "strength": 50.0}, None),
     ],
 )
-def test_two_processes_reach_the_weights_of_one(method, settings, zero_stage):
+def test_two_processes_reach_the_weights_of_one(method, settings, zero_stage, tmp_path):
     """ZeRO-2 with clipping for what reads gradients and writes weights, also afterwards; DDP for the penalty."""
-    optim = Optim(learning_rate=1e-2, connector_learning_rate=1e-3, max_grad_norm=2.0)
-    spec = train_spec(method, settings=settings, global_batch=9, optim=optim)
-    single, _ = world().train(spec)
-    double = run_two(spec, zero_stage, 3)
+    how = {"epochs": 2, "global_batch": 9, "max_grad_norm": 2.0}
+    jobs = {
+        "single": RealJob(tmp_path / "single", method, settings, **how),
+        "double": RealJob(tmp_path / "double", method, settings, **how),
+        "plain": RealJob(tmp_path / "plain", "selected", {"blocks": 1}, **how),
+    }
+    jobs["single"].run_here()
+    jobs["plain"].run_here()
+    status, said = jobs["double"].run(processes=2, zero_stage=zero_stage, micro_batch=3)
+    assert status == 0, said
+    single, double, plain = (job.folder for job in jobs.values())
     far = entries = 0
     for name in ("delta.safetensors", "connector.safetensors"):
         one, other = load_file(single / name), load_file(double / name)
@@ -366,7 +374,6 @@ def test_two_processes_reach_the_weights_of_one(method, settings, zero_stage):
             entries += one[key].numel()
     # masks have thresholds: where two numbers agree to seven digits, rounding decides
     assert far <= (0 if method == "l2_to_pretrained" else 2e-3 * entries), (far, entries)
-    plain, _ = world().train(msgspec.structs.replace(spec, method="selected", settings={"blocks": 1}))
     changed = load_file(plain / "delta.safetensors")
     one = load_file(single / "delta.safetensors")
     assert sum(int(((one[k] - changed[k]).abs() > TOLERANCE).sum()) for k in one) > 0.3 * entries

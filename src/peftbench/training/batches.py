@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from peftbench.errors import UserError
+from peftbench.errors import RunFailed
 from peftbench.models.template import render_chat, user_text
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def encode(
 ) -> list[Encoded]:
     """Token ids of all examples, with their answers (training) or up to the generation prompt.
 
-    Nothing is ever cut: a cut image or answer would train something else. Raises ``UserError`` for examples
+    Nothing is ever cut: a cut image or answer would train something else. Raises ``RunFailed`` for examples
     beyond ``max_length``, empty targets, and tokenizers that join the end of the prompt with the start of the
     answer.
     """
@@ -78,7 +78,7 @@ def encode(
         text = user_text(prompt, example)
         target = example.target if answers else None
         if target is not None and not target.strip():
-            raise UserError(f"example {example.id}: the training target is empty: fix or drop the row")
+            raise RunFailed(f"example {example.id}: the training target is empty: fix or drop the row")
         prompts.append(render_chat(names.template, text, bool(example.image), None, *tokens))
         starts.append(expand.text(prompts[-1], example.image))
         if answers:
@@ -90,12 +90,12 @@ def encode(
     result = []
     for example, text, start, full in zip(examples, prompts, start_ids, full_ids, strict=True):
         if full[: len(start)] != start:
-            raise UserError(
+            raise RunFailed(
                 f"example {example.id}: the tokenizer does not split between prompt and answer "
                 f"(template {names.template}): the generation prompt must end at a token's end"
             )
         if answers and not ends.intersection(full[len(start) :]):
-            raise UserError(
+            raise RunFailed(
                 f"template {names.template}: an answer must end with an end token of the model, such as "
                 f"{base.tokenizer.eos_token}"
             )
@@ -124,7 +124,7 @@ def encode(
     if max_length is not None:
         long = [e for e in result if len(e.ids) > max_length]
         if long:
-            raise UserError(
+            raise RunFailed(
                 f"{len(long)} of {len(result)} examples are longer than max_length {max_length} tokens "
                 f"(first: {long[0].id} with {len(long[0].ids)}): raise max_length or drop them"
             )

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftbench.errors import OutOfMemory, UserError
+from peftbench.errors import OutOfMemory, RunFailed, UserError
 from peftbench.models.load import load_base, pick_device
 from peftbench.store import partial_directory
 from peftbench.training.adapt import attach, save
@@ -59,7 +59,7 @@ class Trainer:
         self.examples = examples
         self.stand_in = next((encoded for encoded in examples if encoded.image), examples[0])
         if tuned.connector_parameters and not self.stand_in.image:
-            raise UserError("connector tuned: no training example has an image to learn from: use frozen")
+            raise RunFailed("connector tuned: no training example has an image to learn from: use frozen")
         self.workers = execution.workers
         self.accelerator, self.zero_stage = make_accelerator(spec, execution, tuned.model)
         whole = getattr(tuned.method, "needs_whole_weights", None)
@@ -294,7 +294,7 @@ def train_adapter(
 
     train_set, eval_set = encoded(rows), encoded(held_out)
     if not train_set:
-        raise UserError(f"{subset_dir}: no training examples")
+        raise RunFailed(f"{subset_dir}: no training examples")
     trainer = Trainer(spec, tuned, images, train_set, base.pad_token_id, execution)
     torch.manual_seed(derived_seed(spec.seed, "dropout", trainer.rank))
 
