@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from peftbench.config import Settings
 from peftbench.graph import Job, Plan
+from peftbench.spec import Execution, TrainSpec
 from peftbench.store import Record, atomic_json, read_record
 from tiny_llava import NAMES, world
 
@@ -120,6 +122,17 @@ class RealJob:
         process = self.start(**execution)
         _, errors = process.communicate(timeout=300)
         return process.returncode, errors
+
+    def run_here(self, **execution: Any) -> dict[str, Any]:
+        """Train in this process, which has all imported; the facts. There are the run's files, and no record."""
+        from peftbench.training.loop import train_adapter
+
+        spec = msgspec.convert(json.loads(self.job.ticket)["spec"], TrainSpec)
+        inputs = [
+            self.root / "results" / self.job.inputs[name].directory for name in ("base", "data", "subset")
+        ]
+        settings = Execution(device="cpu", **execution)
+        return train_adapter(spec, *inputs, self.root / "results/images", self.folder, settings)
 
     def checkpoints(self) -> list[Path]:
         """Finished checkpoints, oldest first."""

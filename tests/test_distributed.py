@@ -6,22 +6,27 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from safetensors.torch import load_file
 
+from peftbench.spec import Execution, Exposed, ExposeSpec, Optim
 from peftbench.training.distributed import fitting_stage
+from peftbench.training.expose import expose_base_model
 from real_project import RealJob
 from test_resume import assert_same
 from test_signals import descendants, wait_for_steps
-from tiny_llava import SETTINGS
+from tiny_llava import NAMES, PROMPT, SETTINGS, world
 
 TOLERANCE = 2e-6
 """Largest difference of a weight: sums in another order, through Adam's normalisation, over a few steps."""
+RATES: dict[str, Any] = {"learning_rate": 3e-3, "connector_learning_rate": 3e-3}
 pytestmark = pytest.mark.slow
 SHORT: dict[str, Any] = {"epochs": 2, "global_batch": 9, "max_grad_norm": 5.0, "kept": True}
 """24 examples in global batches of 9: shares of 5 and 4, and a last batch of 6; the examples that are text alone leave
@@ -56,8 +61,7 @@ def test_two_processes_reach_the_weights_of_one(
     single, double = (
         RealJob(tmp_path / name, method, SETTINGS[method], **SHORT) for name in ("single", "double")
     )
-    status, said = single.run()
-    assert status == 0, said
+    alone = single.run_here()
     status, said = double.run(processes=2, zero_stage=zero_stage, micro_batch=micro_batch)
     assert status == 0, said
     assert said.count("train 6/6") == 1 and "Warning" not in said, said
@@ -66,84 +70,74 @@ def test_two_processes_reach_the_weights_of_one(
     names = ("connector.safetensors", "epochs/1/connector.safetensors")
     last, first = (load_file(double.folder / name) for name in names)
     assert max(float((last[key] - first[key]).abs().max()) for key in last) > 100 * TOLERANCE
-    facts, alone = double.record().facts, single.record().facts
+    facts = double.record().facts
     assert (facts["processes"], facts["parallel"], facts["zero_stage"]) == (2, parallel, zero_stage)
     assert facts["losses"]["eval"] == pytest.approx(alone["losses"]["eval"], abs=1e-4)
     assert facts["micro_batch"] == (micro_batch or 5)
-    took, took_alone = double.record().provenance, single.record().provenance
-    assert took["cpu_seconds"] > 1.3 * took_alone["cpu_seconds"]
+    assert double.record().provenance["cpu_seconds"] > 4, "two imports of torch alone take more"
     assert not double.staging.exists() and not list(double.folder.glob(".partial-*"))
 
 
-def ranks(job: RealJob, pid: int) -> list[int]:
+def ranks(pid: int) -> list[int]:
     """Processes that compute, without the one that waits for them."""
     return sorted(set(descendants(pid)) - {pid})
 
 
 @pytest.mark.parametrize("zero_stage", [None, 3])
-def test_stopped_or_killed_they_go_on_to_the_same_bits(zero_stage: int | None, tmp_path: Path) -> None:
-    """One of them is killed: the other is ended, with one line. Then SIGTERM comes, to all, twice; then it is done."""
-    long: dict[str, Any] = {"epochs": 40}
-    whole, job = (RealJob(tmp_path / name, "lora", **long) for name in ("whole", "job"))
+def test_they_go_on_to_the_same_bits(zero_stage: int | None, tmp_path: Path) -> None:
+    """Plain: one of them is killed, and the other ended, with one line. ZeRO-3: SIGTERM comes, to all, twice."""
+    whole, job = (RealJob(tmp_path / name, "lora", epochs=30) for name in ("whole", "job"))
     status, said = whole.run(processes=2, zero_stage=zero_stage, checkpoint_interval=1e6)
     assert status == 0, said
-
-    process = job.start(processes=2, zero_stage=zero_stage)
-    deadline = time.monotonic() + 240
-    while not job.checkpoints() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    both = ranks(job, process.pid)
-    assert len(both) == 2
-    os.kill(both[1], signal.SIGKILL)
-    killed = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1 and time.monotonic() - killed < 40
-    assert said.splitlines()[-1] == "error: process 2 of 2 was ended by SIGKILL: was the memory used up?"
-    assert "Traceback" not in said
-    assert job.checkpoints() and not job.folder.exists()
-
-    process = job.start(processes=2, zero_stage=zero_stage, checkpoint_interval=1e6)
-    wait_for_steps(job, process, 60)
-    for _ in range(2):
-        for pid in descendants(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said
-    assert said.splitlines()[-1].startswith("suspended: SIGTERM: stopped after step")
+    if zero_stage is None:
+        process = job.start(processes=2)
+        deadline = time.monotonic() + 240
+        while not job.checkpoints() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        both = ranks(process.pid)
+        assert len(both) == 2
+        os.kill(both[1], signal.SIGKILL)
+        killed = time.monotonic()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 1 and time.monotonic() - killed < 40
+        assert said.splitlines()[-1] == "error: process 2 of 2 was ended by SIGKILL: was the memory used up?"
+        assert "Traceback" not in said
+    else:
+        process = job.start(processes=2, zero_stage=3, checkpoint_interval=1e6)
+        wait_for_steps(job, process, 20)
+        both = ranks(process.pid)
+        for _ in range(2):
+            for pid in descendants(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 75, said
+        assert said.splitlines()[-1].startswith("suspended: SIGTERM: stopped after step")
     assert all(not Path(f"/proc/{pid}").exists() for pid in both)
-
+    assert job.checkpoints() and not job.folder.exists()
     status, said = job.run(processes=2, zero_stage=zero_stage)
     assert status == 0, said
-    assert "going on after step" in said and job.record().facts["restarts"]["starts"] == 3
+    assert "going on after step" in said and job.record().facts["restarts"]["starts"] == 2
     assert_same(whole.folder, job.folder)
 
 
-def test_out_of_memory_in_one_process_halves_the_micro_batch_of_all(tmp_path: Path) -> None:
-    single, double = (RealJob(tmp_path / name, "ia3", epochs=1) for name in ("single", "double"))
-    assert single.run(micro_batch=1)[0] == 0
-    # an allocator that gives the second process no more than one example
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(LIMIT)
-    os.environ["PYTHONPATH"], before = str(site), os.environ.get("PYTHONPATH")
-    try:
-        status, said = double.run(processes=2)
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
-    assert status == 0, said
-    assert "out of memory at micro-batch 4: all processes start again with 2" in said
-    assert "out of memory at micro-batch 2: all processes start again with 1" in said
-    facts = double.record().facts
-    assert facts["micro_batch"] == 1 and facts["halved"] == 2
-    assert max(differences(single.folder, double.folder)) < TOLERANCE
+SRUN = """#!{python}
+import json, os, subprocess, sys
+words = sys.argv[1:]
+json.dump(words, open({seen!r}, "w"))
+options = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--") and words.index(word) < 7)
+command = words[7:]
+tasks = [
+    subprocess.Popen(command, env=os.environ | {{"SLURM_PROCID": str(i), "SLURM_LOCALID": "0"}})
+    for i in range(int(options["ntasks"]))
+]
+sys.exit(max(task.wait() for task in tasks))
+"""
 
 
 LIMIT = """
 import os
-if os.environ.get("RANK") == "1":
+if os.environ.get("SLURM_PROCID") == "1":
     import importlib.abc, sys
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
@@ -158,7 +152,7 @@ if os.environ.get("RANK") == "1":
                 plain = module.Trainer.loss_sum
                 def limited(self, inputs):
                     import torch
-                    if len(inputs["labels"]) > 1 and self.model.training:
+                    if len(inputs["labels"]) > 2 and self.model.training:
                         raise torch.OutOfMemoryError("simulated")
                     return plain(self, inputs)
                 module.Trainer.loss_sum = limited
@@ -166,6 +160,35 @@ if os.environ.get("RANK") == "1":
             return spec
     sys.meta_path.insert(0, Finder())
 """
+
+
+def test_nodes_are_joined_by_srun_and_halve_the_micro_batch_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``srun`` starts one task per process and node; ours takes both "nodes" to be this machine.
+
+    The second process has an allocator that gives it no more than two examples at a time.
+    """
+    single, double = (RealJob(tmp_path / name, "ia3", epochs=1) for name in ("single", "double"))
+    single.run_here()
+    seen, folder = tmp_path / "seen.json", tmp_path / "bin"
+    folder.mkdir()
+    (folder / "srun").write_text(SRUN.format(python=sys.executable, seen=str(seen)))
+    (folder / "srun").chmod(0o755)
+    (folder / "sitecustomize.py").write_text(LIMIT)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    status, said = double.run(nodes=2)
+    assert status == 0, said
+    assert "out of memory at micro-batch 4: all processes start again with 2" in said
+    words = json.loads(seen.read_text())
+    assert {"--jobid=7", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"} < set(
+        words
+    )
+    facts = double.record().facts
+    assert (facts["processes"], facts["micro_batch"], facts["halved"]) == (2, 2, 1)
+    assert max(differences(single.folder, double.folder)) < TOLERANCE
 
 
 def test_a_mistake_of_all_is_said_once(tmp_path: Path) -> None:
@@ -184,38 +207,44 @@ def test_nodes_need_a_slurm_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert said.startswith("error: execution: nodes: 2 needs a SLURM job with as many nodes")
 
 
-SRUN = """#!{python}
-import json, os, subprocess, sys
-words = sys.argv[1:]
-json.dump(words, open({seen!r}, "w"))
-options = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--") and words.index(word) < 8)
-command = words[8:]
-tasks = [
-    subprocess.Popen(command, env=os.environ | {{"SLURM_PROCID": str(i), "SLURM_LOCALID": "0"}})
-    for i in range(int(options["ntasks"]))
-]
-sys.exit(max(task.wait() for task in tasks))
-"""
-
-
-def test_nodes_are_joined_by_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``srun`` starts one task per process and node; ours takes both "nodes" to be this machine."""
-    single, double = (RealJob(tmp_path / name, "ia3", epochs=1) for name in ("single", "double"))
-    assert single.run()[0] == 0
-    seen, folder = tmp_path / "seen.json", tmp_path / "bin"
-    folder.mkdir()
-    (folder / "srun").write_text(SRUN.format(python=sys.executable, seen=str(seen)))
-    (folder / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    status, said = double.run(nodes=2)
-    assert status == 0, said
-    words = json.loads(seen.read_text())
-    assert {"--jobid=7", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"} < set(
-        words
+def test_a_full_fine_tune_under_zero_3_is_saved_whole(tmp_path: Path) -> None:
+    """As torchrun starts it: two processes with torch's variables and no launcher of ours."""
+    data = {"one": world().data}
+    inputs = (world().base, data, world().images)
+    spec = ExposeSpec(
+        **{"model": NAMES, "mix": [Exposed(dataset="one", prompt=PROMPT)], "optim": Optim(**RATES)},
+        **{"epochs": 1, "global_batch": 9, "max_length": 200, "seed": 42, "precision": "fp32"},
     )
-    assert double.record().facts["processes"] == 2
-    assert max(differences(single.folder, double.folder)) < TOLERANCE
+    expose_base_model(spec, *inputs, tmp_path / "single", Execution(device="cpu"))
+    code = f"""
+import json, sys
+from pathlib import Path
+import msgspec
+from peftbench.spec import Execution, ExposeSpec
+from peftbench.training.expose import expose_base_model
+spec = msgspec.convert(json.loads(sys.argv[1]), ExposeSpec)
+inputs = Path({str(world().base)!r}), {{"one": Path({str(world().data)!r})}}, Path({str(world().images)!r})
+facts = expose_base_model(spec, *inputs, Path({str(tmp_path / "double")!r}), Execution(device="cpu", zero_stage=3))
+assert facts["zero_stage"] == 3 and facts["processes"] == 2
+"""
+    (tmp_path / "rank.py").write_text(code)
+    words = [
+        "--standalone",
+        "--nproc_per_node=2",
+        str(tmp_path / "rank.py"),
+        json.dumps(msgspec.to_builtins(spec)),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert max(differences(tmp_path / "single", tmp_path / "double")) < TOLERANCE
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("single", "double")]
+    assert names[0] == names[1] and "model.safetensors" in names[0]
 
 
 def test_auto_takes_the_least_stage_that_fits() -> None:
