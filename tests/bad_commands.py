@@ -173,3 +173,161 @@ command("an unknown judge", ("runs", "judged"), CONFIG, "judge", "did you mean '
 command("a judge's prompt from nowhere", ("runs", "judged"), CONFIG, "prompt_file", "none.txt", damage=changed(CONFIG, "judge", {"prompt_file": "none.txt"}))  # fmt: skip
 command("a judge's prompt with an unknown place", ("runs", "judged"), CONFIG, "prompt_file", "did you mean 'question'", damage=each(written("p.txt", "{qestion} {model_answer}"), changed(CONFIG, "judge", {"prompt_file": "p.txt"})))  # fmt: skip
 command("a mirror with a password", ("runs",), CONFIG, "execution.mirrors", "~/.netrc", damage=changed(CONFIG, "execution.mirrors", {"https://a/": "https://me:secret@b/"}))  # fmt: skip
+
+# ---- by the real command line ------------------------------------------------------------------------
+
+
+def real(name: str, damage: Damage, call: Call, *says: str, **more: Any) -> None:
+    case("command line", name, damage, call, *says, process=True, **more)
+
+
+def script(stage: str, label: str = "", **options: Any) -> Call:
+    """A job of the small study by its script."""
+
+    def call(w: World) -> Outcome:
+        plan, planned = w.job_of(stage, label=label)
+        return w.process(RULES[stage], *w.words(plan, planned, **options))
+
+    return call
+
+
+def bad_row(w: World) -> None:
+    w.edit("my_data/train.csv", lambda data: data.replace(b"train_1.png", b"gone.png"))
+    w.job("retrieve", label="my_data")
+
+
+MIRRORED = {"own": {"hub": "me/own", "revision": "main"}}
+real(
+    "peftbench without a command",
+    nothing,
+    process("peftbench"),
+    "arguments are required",
+    "COMMAND",
+    status=2,
+)
+real("a command that there is not", nothing, process("peftbench", "runz"), "invalid choice: 'runz'", status=2)
+real("no GPUs", nothing, process("peftbench", "plan", "small", "--gpus", "0"), "--gpus", "'0'", status=2)
+real("an unknown study", nothing, process("peftbench", "runs", "smal"), "did you mean 'small'")
+real(
+    "an overlay in Latin-1",
+    written("my.yaml", "a: \xe9\n".encode("latin-1")),
+    process("peftbench", "runs", "--configfile", "my.yaml"),
+    "my.yaml",
+    "not UTF-8",
+)
+real("a digest of nothing", nothing, process("peftbench", "ticket", "0123456789abcdef"), "0123456789abcdef")
+real("an explanation of nothing", nothing, process("peftbench", "explain", "nothing"), "nothing")
+real(
+    "half a line of predictions",
+    each(written("p.jsonl", GOOD[:-10]), written("r.jsonl", TRUTH)),
+    process("peftbench", *SCORE),
+    "p.jsonl",
+    "line 2",
+)
+real(
+    "an unknown metric",
+    each(written("p.jsonl", GOOD), written("r.jsonl", TRUTH)),
+    process("peftbench", "score", "--metric", "bleu9", "--predictions", "p.jsonl", "--references", "r.jsonl"),
+    "unknown metric 'bleu9'",
+)
+real("a script without arguments", nothing, process("train_adapter"), "--ticket, --output", status=2)
+real(
+    "half a ticket",
+    nothing,
+    process("train_adapter", "--ticket", '{"stage": "tr', "--output", "results/x"),
+    "--ticket",
+    "not a ticket",
+)
+real(
+    "a ticket from nowhere",
+    nothing,
+    process("score_predictions", "--ticket", "none.json", "--output", "results/x"),
+    "--ticket",
+    "none.json",
+)
+real("a row without its picture", bad_row, script("prepare", "own"), "own", "gone.png", "is not there")
+real(
+    "a base model cut off",
+    lambda w: w.edit(f"{BUILT}/model.safetensors", lambda data: data[:-999]),
+    script("train"),
+    "cannot load results/models/tiny-",
+    results=True,
+)
+real(
+    "a hub without a network",
+    changed(OWN_FILE, "source.from", MIRRORED),
+    lambda w: w.process(
+        "retrieve_source", *w.words(*w.job_of("retrieve")), HF_HUB_OFFLINE="1", HF_HOME="/dev/null/nowhere"
+    ),
+    "me/own",
+    "HF_HUB_OFFLINE is set",
+    "prefetch",
+)
+real("Snakemake: a misspelt study", nothing, process("snakemake", "-n", "smal"), "did you mean 'small'")
+real(
+    "Snakemake: a misspelt key",
+    changed(CONFIG, "traning", {}),
+    process("snakemake", "-n"),
+    CONFIG,
+    "did you mean 'training'",
+)
+real(
+    "Snakemake: a misspelt axis",
+    changed(SMALL, "axes.epohcs", 3),
+    process("snakemake", "-n", "small"),
+    SMALL,
+    "did you mean 'epochs'",
+)
+real("Snakemake: broken YAML", written(CONFIG, "lineup: [\n"), process("snakemake", "-n"), CONFIG, "line 2")
+real(
+    "Snakemake: a number where keys belong",
+    nothing,
+    process("snakemake", "-n", "--config", "training=3"),
+    "training",
+    "expected keys",
+)
+real(
+    "Snakemake: an overlay that is a list",
+    written("my.yaml", "- a\n"),
+    process("snakemake", "-n", "--configfile", "my.yaml"),
+    "my.yaml",
+)
+real(
+    "Snakemake: an overlay from nowhere",
+    nothing,
+    process("snakemake", "-n", "--configfile", "none.yaml"),
+    "none.yaml",
+)
+real(
+    "Snakemake: a file that nothing makes",
+    nothing,
+    process("snakemake", "-n", "results/none.csv"),
+    "results/none.csv",
+)
+real(
+    "Snakemake: a result of another configuration",
+    nothing,
+    process("snakemake", "-n", "results/data/own-0123456789abcdef/record.json"),
+    "0123456789abcdef",
+)
+real(
+    "Snakemake: a row without its picture",
+    bad_row,
+    lambda w: w.process("snakemake", "--cores", "1", f"results/{w.job_of('prepare', label='own')[1].record}"),
+    "own",
+    "gone.png",
+    "is not there",
+)
+case(
+    "command",
+    "a judge's key that is not set",
+    each(
+        changed(CONFIG, "judge", {"prompt_file": "p.txt"}),
+        changed(CONFIG, "execution.judge_key_variable", "NO_SUCH_VARIABLE"),
+        written("p.txt", "{question} {model_answer}"),
+    ),
+    lambda w: w.job("judge", "judged"),
+    "judge_key_variable",
+    "not set",
+    results=True,
+)

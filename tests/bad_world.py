@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import re
 import runpy
 import shutil
 import subprocess
@@ -107,7 +108,7 @@ class Outcome:
     @property
     def errors(self) -> list[str]:
         """The lines that say what is wrong."""
-        return [line for line in self.err.splitlines() if line.startswith(("error: ", "Error: "))]
+        return [line for line in self.err.splitlines() if re.match(r"(\S+: )?error: ", line)]
 
 
 class World:
@@ -293,7 +294,7 @@ def own_rows(split: str, count: int) -> list[list[str]]:
 def new_world(root: Path) -> World:
     """A project with its configuration and data, and no results."""
     world = World(root)
-    for part in ("workflow", "profiles", "config/hardware", "config/architectures"):
+    for part in ("workflow", "profiles", "envs", "config/hardware", "config/architectures"):
         shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("Snakefile", "config/planning.yaml"):
         shutil.copy(ROOT / part, root / part)

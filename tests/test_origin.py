@@ -91,7 +91,7 @@ def test_only_names_that_cannot_move_are_pinned():
         {
             "commit": {"hub": "a/b", "revision": "0" * 40},
             "branch": {"hub": "a/b"},
-            "hashed": {"url": "https://x/y.zip", "sha256": "ab"},
+            "hashed": {"url": "https://x/y.zip", "sha256": "ab" * 32},
             "plain": {"url": "https://x/y.zip"},
         }
     )

@@ -1,5 +1,6 @@
 """Web addresses without secrets: what is named in a configuration stands in specs, records and logs for ever."""
 
+import os
 import re
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -7,6 +8,9 @@ from peftbench.errors import UserError
 
 FINGERPRINT_EXEMPT = "refuses addresses; does not change them"
 HIDDEN = "***"
+SHORTEST = 8
+"""Characters of a secret that is looked for: shorter ones would hit words."""
+_SECRET_VARIABLE = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 _SECRET = re.compile(
     r"(api|access|auth|private|secret)?[_-]?(key|token|secret|password|passwd|pwd|authorization|bearer)"
     r"|sig|signature|x-amz-(signature|credential|security-token)|x-goog-(signature|credential)",
@@ -36,8 +40,14 @@ def refuse_secrets(url: str, where: str) -> None:
 
 
 def without_secrets(text: str) -> str:
-    """A text in which addresses have no passwords and no secret values."""
-    return re.sub(r"\bhttps?://[^\s\"'<>]+", lambda match: _public(match[0]), text)
+    """A text in which addresses have no passwords and no secret values, and secrets of the environment are hidden.
+
+    Whatever is printed or stored of an error goes through here: libraries name addresses and headers as they please.
+    """
+    for name, value in os.environ.items():
+        if len(value) >= SHORTEST and _SECRET_VARIABLE.search(name):
+            text = text.replace(value, HIDDEN)
+    return re.sub(r"\b\w+://[^\s\"'<>]*[^\s\"'<>:;,.)]", lambda match: _public(match[0]), text)
 
 
 def _public(url: str) -> str:

@@ -135,19 +135,12 @@ def read_blessings(root: Path) -> Blessings:
     path = root / FILE
     if not path.exists():
         return Blessings([])
-    import yaml  # only where there is something to read: every job comes here
+    from peftbench.reading import read_yaml  # only where there is something to read: every job comes here
 
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    content = read_yaml(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
         return Blessings(msgspec.convert(content or [], list[Blessing]), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: restore the file") from None
-    except (msgspec.ValidationError, UnicodeDecodeError) as error:
+    except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}: restore the file, or remove the entry") from None
 
 

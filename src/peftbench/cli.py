@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from peftbench.addresses import without_secrets
 from peftbench.config import Settings
 from peftbench.errors import UserError, did_you_mean
 from peftbench.failures import noted
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         sys.stderr.close()

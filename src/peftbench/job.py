@@ -19,6 +19,7 @@ from typing import IO, Any, NoReturn
 
 import msgspec
 
+from peftbench.addresses import without_secrets
 from peftbench.blessings import CODE_AS_RUN, read_blessings
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.errors import RunFailed, Suspended, UserError
@@ -136,7 +137,7 @@ def run_stage(
         try:
             status = _run(stage, work, heavy, spreads, arguments)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {without_secrets(str(error))}", file=sys.stderr)
             status = 1
         except Suspended as stop:
             print(f"suspended: {stop}; run snakemake again and it goes on from there", file=sys.stderr)
@@ -268,7 +269,7 @@ def _make_result(
                 else:
                     facts = work(job)
             except RunFailed as failure:
-                facts = {FAILED: str(failure)}
+                facts = {FAILED: without_secrets(str(failure))}
                 _say(f"warning: {ticket.label}: failed, and recorded so: {failure}")
             except Suspended:
                 raise  # no failure: it goes on from its checkpoint
@@ -468,12 +469,13 @@ def _say(text: str) -> None:
 
 def _report_bug(error: Exception, log: Path | None) -> None:
     """A mistake of ours: one line on the terminal, the whole story in the log."""
+    story = without_secrets(traceback.format_exc())
     if log is None:
-        traceback.print_exc()
+        print(story, file=sys.stderr)
         return
     with log.open("a", encoding="utf-8") as stream:
-        traceback.print_exc(file=stream)
-    text = str(error).splitlines()[0] if str(error) else ""
+        stream.write(story)
+    text = without_secrets(str(error)).splitlines()[0] if str(error) else ""
     print(f"error: {type(error).__name__}: {text} (traceback in {log})", file=sys.stderr)
 
 

@@ -30,6 +30,7 @@ COORDINATES: dict[str, Any] = {
     "merge": Merge,
 }
 """The axes that every run has, with the type of their values."""
+WORDS = {bool: "bool", Seed: "int"}
 OPTIONAL = ("vision", "epoch", "exposure", "merge")
 """Those that few studies have: like settings of methods they are shown only where a study names them."""
 DERIVED = ("setting", "measure")
@@ -296,11 +297,7 @@ class Expander:
         except msgspec.ValidationError:
             kind = COORDINATES[axis]
             allowed = [v for part in (kind, *get_args(kind)) for v in get_args(part) if isinstance(v, str)]
-            expected = (
-                did_you_mean(value, allowed)
-                if allowed
-                else f"; expected {'bool' if kind is bool else 'int' if kind is Seed else 'str'}"
-            )
+            expected = did_you_mean(value, allowed) if allowed else f"; expected {WORDS.get(kind, 'str')}"
             raise UserError(f"{where}: {value!r} is not possible{expected}") from None
 
     def _check_names(self) -> None:

@@ -126,8 +126,8 @@ def load_base(directory: Path, precision: str, device: torch.device, names: Mode
     for problem in ("missing_keys", "mismatched_keys"):
         if info.get(problem):
             raise UserError(
-                f"base model: {directory} has {problem.replace('_', ' ')}: {sorted(info[problem])[:3]}: "
-                "not the weights of its configuration: delete the folder and run again"
+                f"base model: {directory} has {problem.replace('_', ' ')}: {sorted(info[problem])[:3]}: not the "
+                "weights of its configuration: delete the folder and run again"
             )
     model.requires_grad_(False)
     return Base(model.eval().to(device), processor)

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 import msgspec
 
+from peftbench.addresses import without_secrets
 from peftbench.errors import UserError
 from peftbench.retrieve.local import copy_or_link
 from peftbench.retrieve.transfer import (
@@ -45,7 +46,7 @@ def retrieve(url: str, sha256: str, out_dir: Path, staging: Path, mirrors: dict[
             if last_try:
                 raise _another(f"{url}: came twice", digests.sha256, sha256)
     shutil.move(part, target)
-    return _facts(target, digests, address, transfer.fetched)
+    return _facts(target, digests, without_secrets(address), transfer.fetched)
 
 
 def _from_folder(url: str, path: Path, sha256: str, target: Path) -> dict[str, Any]:
@@ -97,13 +98,13 @@ def base_name(url: str) -> str:
 
 def _download(transfer: Transfer, url: str, address: str, part: Path) -> Digests:
     state = part.with_suffix(".json")
-    known = _read(state, address)
+    known = _read(state, without_secrets(address))
     if known is None:  # nobody knows what the part is a part of
         part.unlink(missing_ok=True)
 
     def started(response: httpx2.Response) -> Known:
         _refuse_page(url, response)
-        learnt = Known.of(address, response)
+        learnt = Known.of(without_secrets(address), response)
         part.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(part.parent).free
         if learnt.size is not None and learnt.size > free:
