@@ -291,6 +291,13 @@ def needs_judge(metric: str) -> bool:
 
 
 @functools.cache
+def reads_losses(metric: str) -> bool:
+    """Whether a metric declares ``NEEDS_LOSSES``: it scores what the model thinks of the reference answers."""
+    path = Path(__file__).parent / "metrics" / f"{metric}.py"
+    return re.search(r"^NEEDS_LOSSES\b", _text(path), re.MULTILINE) is not None
+
+
+@functools.cache
 def describes_data(kind: str) -> bool:
     """Whether a kind of describing table declares ``NEEDS = "data"``: it reads the prepared data sets."""
     path = Path(__file__).parent / "analysis/descriptions" / f"{kind}.py"

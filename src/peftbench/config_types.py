@@ -18,7 +18,7 @@ from peftbench.spec import (
     Seed,
     Share,
 )
-from peftbench.views import Choice
+from peftbench.views import Choice, Summary
 
 StudyName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*$")]
 """Also the name of a Snakemake target: lower-case letters, digits, underscores."""
@@ -318,8 +318,16 @@ class StudyConfig(Config, frozen=True, kw_only=True):
     exclude: list[dict[str, Any]] = []
     """Combinations to leave out: each entry maps axes to a value or a list of values; ``target: same`` is the data set
     itself."""
-    include_base: bool = False
-    """Add the untuned base model as a row."""
+    include_base: bool | Literal["each"] = False
+    """Add the untuned base model as a row; ``each``: as a row for each data set tuned on, tested on what that one's
+    runs are tested on."""
+    summaries: dict[Name, Summary | None] = {}
+    """Further columns: name -> ``title`` and either ``over``, the columns (or summaries before it; ``own``: the data
+    set tuned on) that it is the mean of (``by: harmonic``: the harmonic mean; ``change: true``: minus the same of the
+    untuned base), or ``cost``: ``parameters``, ``memory`` or ``seconds`` of training. null: not this one
+    of a study that is extended."""
+    pairs: list[tuple[str, str]] = []
+    """Of the figure ``pareto``: the summaries of each panel, across and up."""
     tuning: Tuning | None = None
     """Equal tuning budget: each method gets the same number of trials of its learning rate. None: each method's rate is
     taken as it is, as in the paper."""

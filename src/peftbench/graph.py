@@ -16,7 +16,7 @@ from peftbench.addresses import is_secret, refuse_secrets
 from peftbench.blessings import read_blessings
 from peftbench.canonical import canonical_json, digest_of_text, identity_text
 from peftbench.claims_file import read_claims, read_tables
-from peftbench.config import Settings, describes_data, needs_judge
+from peftbench.config import Settings, describes_data, needs_judge, reads_losses
 from peftbench.config_types import Metric, ModelConfig, Published
 from peftbench.errors import UserError, did_you_mean
 from peftbench.fingerprint import Code, Fingerprinter, default_fingerprinter, with_versions
@@ -319,8 +319,8 @@ class Plan:
         place = f"runs/{run.model}/{run.dataset}/{run.method}-{{digest}}"
         return self._add("train", spec, inputs, label, place, _may_cache(model, run))
 
-    def predict(self, run: Run) -> Job:
-        """Answers of a tuned model, or of its base, to a test split."""
+    def predict(self, run: Run, what: Literal["answers", "losses"] = "answers") -> Job:
+        """Answers of a tuned model, or of its base, to a test split; or its losses on the reference answers."""
         model = self.settings.model(run.model, "a study")
         dataset = self.settings.dataset(run.target, "a study")
         evaluation = self.main.evaluation
@@ -332,7 +332,9 @@ class Plan:
             model=model.names,
             prompt=dataset.prompt,
             decoding=Decoding(
-                max_new_tokens=dataset.decoding.max_new_tokens, batch_size=evaluation.batch_size
+                # Where losses are read, one pass does.
+                max_new_tokens=dataset.decoding.max_new_tokens if what == "answers" else 1,
+                batch_size=evaluation.batch_size,
             ),
             method=run.method,
             settings=self._settings(run.settings),
@@ -342,23 +344,26 @@ class Plan:
             vision=run.vision,
             epoch=run.epoch,
             merge=run.merge,
+            what=what,
         )
         base = self.base(run)
         inputs = {"base": base, "data": self.prepare(run.target)}
         if run.method == BASE:
-            above = f"runs/{run.model}/{run.dataset}/{BASE}-{base.digest}"
+            # By what it is tested on: whichever study asks first, the same answers lie in the same place.
+            above = f"runs/{run.model}/{run.target}/{BASE}-{base.digest}"
         else:
             inputs["run"] = self.choose(run) if run.trials else self.train(run)
             above = inputs["run"].directory
-        label = f"{run.method} {run.model} {run.dataset} {run.connector}"
-        label += f" on {run.target}" if run.target != run.dataset else ""
+        tuned_on = run.target if run.method == BASE else run.dataset
+        label = f"{run.method} {run.model} {tuned_on} {run.connector}"
+        label += f" on {run.target}" if run.target != tuned_on else ""
         place = f"{above}/predictions-{{digest}}"
         return self._add("predict", spec, inputs, label, place, _may_cache(model, run))
 
     def score(self, run: Run, metric: Metric | None = None) -> Job:
         """Scores of the answers, by the metric of their data set or by another one."""
         metric = metric or self.settings.dataset(run.target, "a study").metric
-        predictions = self.predict(run)
+        predictions = self.predict(run, "losses" if reads_losses(metric.name) else "answers")
         read = self.judge(run, metric.name) if needs_judge(metric.name) else predictions
         inputs = {"data": self.prepare(run.target), "predictions": read}
         spec = ScoreSpec(metric=metric.name, settings=metric.settings)
@@ -442,11 +447,13 @@ class Plan:
             rows=study.rows,
             averages=list(study.averages),
             measures=study.measures,
+            summaries=expander.summaries(),
+            base="each" if study.include_base == "each" else "once",
             published=study.published.file if study.published else None,
             published_rows=self._published(name, study.published) if study.published else [],
             models=[self._model_info(model) for model in expander.axes["model"]],
             datasets=[
-                self._dataset_info(name)
+                self._dataset_info(name, study.metric)
                 for name in dict.fromkeys([*expander.axes["dataset"], *expander.axes.get("target", [])])
             ],
             cells=[
@@ -459,8 +466,16 @@ class Plan:
         )
         self._tables[name] = table
         tabulate = self._add("tabulate", table, {}, name, "tables/.made")
+        figure = PlotSpec(
+            study=name,
+            title=study.title,
+            kind=study.figure,
+            columns=study.columns,
+            summaries=table.summaries,
+            labels={info.name: info.label for info in table.datasets} if study.pairs else {},
+            pairs=study.pairs,
+        )
         gallery = study.gallery
-        figure = PlotSpec(study=name, title=study.title, kind=study.figure)
         if gallery:
             figure = msgspec.structs.replace(
                 figure, gallery=gallery.examples, choose=gallery.choose, runs=table
@@ -715,7 +730,7 @@ class Plan:
         stands_for = config.stands_for or name
         return ModelInfo(name=name, title=config.title, stands_for=stands_for, parameters=config.parameters)
 
-    def _dataset_info(self, name: str) -> DatasetInfo:
+    def _dataset_info(self, name: str, metric: Metric | None) -> DatasetInfo:
         config = self.settings.dataset(name, "a study")
         return DatasetInfo(
             name=name,
@@ -723,7 +738,7 @@ class Plan:
             label=config.table_label,
             stands_for=config.stands_for,
             seen=config.seen,
-            metric=config.metric.name,
+            metric=(metric or config.metric).name,
         )
 
     def _published(self, study: str, published: Published) -> list[dict[str, str]]:

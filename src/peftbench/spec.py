@@ -197,7 +197,7 @@ class ExposeSpec(Spec, frozen=True, kw_only=True):
 
 
 class PredictSpec(Spec, frozen=True, kw_only=True):
-    """Greedy answers of one tuned (or untuned: ``method="base"``) model to one test split."""
+    """Greedy answers of one tuned (or untuned: ``method="base"``) model to one test split, or its losses there."""
 
     model: ModelNames
     prompt: Prompt
@@ -212,6 +212,8 @@ class PredictSpec(Spec, frozen=True, kw_only=True):
     """Which of the run's weights."""
     merge: Merge = "auto"
     """Whether the method is merged into the weights before generation."""
+    what: Literal["answers", "losses"] = "answers"
+    """Answers, or the loss on the reference answers: then nothing is generated."""
 
 
 class ScoreSpec(Spec, frozen=True, kw_only=True):

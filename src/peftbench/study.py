@@ -14,6 +14,7 @@ from peftbench.config import Settings, typed
 from peftbench.config_types import StudyConfig, Training
 from peftbench.errors import UserError, did_you_mean
 from peftbench.spec import Connector, Epoch, Location, Merge, Optim, Seed, Spec, TrainSize
+from peftbench.views import Summary
 
 COORDINATES: dict[str, Any] = {
     "model": str,
@@ -102,12 +103,55 @@ class Expander:
                 point = dict(zip(axes, values, strict=True))
                 if not self._excluded(point):
                     yield self._run(point, axes)
-        if self.study.include_base:
+        if self.study.include_base == "each":
+            yield from self._base_of_each()
+        elif self.study.include_base:
             tested = self.axes.get("target", self.axes["dataset"])
             exposed = self.axes.get("exposure", [False])
             for model, exposure, dataset in itertools.product(self.axes["model"], exposed, tested):
                 point = {"model": model, "dataset": dataset, "method": BASE, "seed": self.axes["seed"][0]}
                 yield self._run(point | ({"exposure": exposure} if exposed != [False] else {}), {})
+
+    def _base_of_each(self) -> Iterator[Run]:
+        """The untuned base on every data set that runs tuned on another are tested on, once for each of those."""
+        seen: set[tuple[Any, ...]] = set()
+        for axes in self.grids:
+            tested = axes.get("target", [None])
+            exposed = axes.get("exposure", [False])
+            for values in itertools.product(axes["model"], exposed, axes["dataset"], tested):
+                model, exposure, dataset, target = values
+                if values in seen:
+                    continue
+                seen.add(values)
+                point = {"model": model, "dataset": dataset, "target": target or dataset, "method": BASE}
+                point |= {"seed": self.axes["seed"][0]}
+                if not self._excluded(point):
+                    yield self._run(point | ({"exposure": exposure} if exposed != [False] else {}), {})
+
+    def summaries(self) -> list[tuple[str, Summary]]:
+        """The further columns of the table, with the data sets' names here; ``UserError`` for what is not there."""
+        known = {"own", *map(str, self.axes.get(self.study.columns, []))}
+        found = {}
+        for name, summary in self.study.summaries.items():
+            if summary is None:
+                continue
+            where = f"{self.file}: summaries.{name}"
+            if bool(summary.over) == bool(summary.cost):
+                raise UserError(f"{where}: give either over or cost")
+            if self.study.columns in ("dataset", "target"):
+                over = list(dict.fromkeys(self.settings.stand_in(item) for item in summary.over))
+            else:
+                over = summary.over
+            for item in over:
+                if item not in known:
+                    raise UserError(f"{where}: over: {item!r} is no column{did_you_mean(item, known)}")
+            known.add(name)
+            found[name] = msgspec.structs.replace(summary, over=over)
+        for pair in self.study.pairs:
+            for item in pair:
+                if item not in found:
+                    raise UserError(f"{self.file}: pairs: {item!r} is no summary{did_you_mean(item, found)}")
+        return list(found.items())
 
     def _union(self) -> dict[str, list[Any]]:
         union: dict[str, list[Any]] = {}

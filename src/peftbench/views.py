@@ -88,6 +88,22 @@ class People(Spec, frozen=True, kw_only=True):
     counts: list[PeopleCount] = field(default_factory=list)
 
 
+class Summary(Spec, frozen=True, kw_only=True):
+    """A further column of a table: what follows from others, or what a row's runs cost."""
+
+    title: str
+    """Heading."""
+    over: list[str] = field(default_factory=list)
+    """Columns, or summaries that stand before this one, that it is over; ``own`` is the data set tuned on."""
+    by: Literal["mean", "harmonic"] = "mean"
+    """Arithmetic or harmonic mean of them, all with the same weight."""
+    change: bool = False
+    """The same minus that of the untuned base on the same data sets."""
+    cost: Literal["", "parameters", "memory", "seconds"] = ""
+    """Instead of ``over``: trainable parameters (the connector's too), peak memory of training in GiB, or seconds of
+    training, from the records of the runs; means over a row's runs."""
+
+
 class TabulateSpec(Spec, frozen=True, kw_only=True):
     """A table as a view over runs."""
 
@@ -101,6 +117,10 @@ class TabulateSpec(Spec, frozen=True, kw_only=True):
     """Which averages over the columns are added: ``all``, ``seen``, ``unseen``."""
     measures: dict[str, str] = field(default_factory=dict)
     """Name of a measure -> path into the facts of a scores' record."""
+    summaries: list[tuple[str, Summary]] = field(default_factory=list)
+    """Further columns with their names, in order, data sets by the names that they have here."""
+    base: Literal["once", "each"] = "once"
+    """Whether the untuned base stands there once, or for each data set that is tuned on."""
     published: str | None
     """Name of the file of published values, without folder and suffix."""
     published_rows: list[dict[str, str]]
@@ -127,6 +147,14 @@ class PlotSpec(Spec, frozen=True, kw_only=True):
     """Which ones."""
     runs: TabulateSpec | None = None
     """The runs whose answers a gallery shows."""
+    columns: str = "dataset"
+    """The axis across the study's table."""
+    summaries: list[tuple[str, Summary]] = field(default_factory=list)
+    """Those of the table."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """What data sets are called that runs are tuned on."""
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+    """Summaries that a figure of two dimensions shows: across, and up."""
 
 
 class BlessedCode(Spec, frozen=True, kw_only=True):

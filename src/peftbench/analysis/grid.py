@@ -1,6 +1,7 @@
 """A table as people read it: rows by columns, seeds merged, averages added, the best of each block marked."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -19,8 +20,9 @@ from peftbench.analysis.statistics.items import over_seeds as items_over_seeds
 from peftbench.analysis.statistics.result import NotComputable
 from peftbench.analysis.statistics.ties import Ties, tied_with_best
 from peftbench.analysis.style import UNTUNED, axis_title, method_title, variant_title
+from peftbench.analysis.summaries import ABSENT, Number, costs_of, summarise, without_change
 from peftbench.errors import UserError
-from peftbench.views import People, PeopleCount, TabulateSpec
+from peftbench.views import People, PeopleCount, Summary, TabulateSpec
 
 AVERAGES = {"all": "Average", "seen": "Avg. seen", "unseen": "Avg. unseen"}
 NO_VALUE = "–"
@@ -49,6 +51,10 @@ class GridCell(Struct, frozen=True, kw_only=True):
     """Scores per test item: of one test set, or of those that an average is over; empty where not known."""
     over: int = 1
     """Of an average: how many columns it is over; places where the study has no run do not count."""
+    cost: str = ""
+    """Of a summary of what runs cost: which; it has no error and no mark."""
+    change: bool = False
+    """Whether it is a difference from the untuned base."""
     against_base: Literal["", "better", "worse"] = ""
     """Whether its interval lies wholly on one side of that of the untuned base model."""
 
@@ -110,8 +116,15 @@ class Grid(Struct, frozen=True, kw_only=True):
         return sum(cell.status == status for row in self.rows for cell in row.cells)
 
 
-def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome], read_items: ReadItems | None = None) -> Grid:
+def build_grid(
+    spec: TabulateSpec,
+    outcomes: Sequence[Outcome],
+    read_items: ReadItems | None = None,
+    results: Path | None = None,
+) -> Grid:
     """Lay out the outcomes of a study as its spec says; with ``read_items``, ties with the best are tested.
+
+    ``results`` is the results folder, for summaries of what runs cost; without it they have no value.
 
     Raises ``UserError`` where runs that differ in more than their seed fall into one place of the table.
     """
@@ -136,6 +149,7 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome], read_items: Read
     keys = sorted(placed, key=lambda key: _rank(spec, key, order))
     headings = [_column(spec, column, outcomes) for column in columns]
     averages = _averages(spec, columns)
+    summaries = _summaries(spec, outcomes, results)
     rows = []
     for key in keys:
         cells = [_place(spec, outcomes, placed[key].get(column, []), read_items) for column in columns]
@@ -143,6 +157,7 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome], read_items: Read
             _mean([cells[i] for i in chosen], spec.columns not in ("dataset", "target"))
             for _, chosen in averages
         ]
+        means += summaries(dict(zip(columns, cells, strict=True)), placed[key], untuned[key])
         labels = _labels(spec, key, untuned[key])
         name = _name(spec, key, labels)
         rows.append(GridRow(labels=labels, name=name, untuned=untuned[key], cells=cells, averages=means))
@@ -150,7 +165,8 @@ def build_grid(spec: TabulateSpec, outcomes: Sequence[Outcome], read_items: Read
         title=spec.title,
         headings=[axis_title(axis) for axis in spec.rows],
         columns=headings,
-        averages=[column for column, _ in averages],
+        averages=[column for column, _ in averages]
+        + [Column(label=summary.title, key=name) for name, summary in spec.summaries],
         blocks=_blocks(spec, keys, rows),
         paired=read_items is not None,
         sources=_sources(spec, outcomes),
@@ -195,7 +211,7 @@ def _row_value(spec: TabulateSpec, point: dict[str, Any], axis: str) -> Any:
     The untuned model has a model and what it is tested on; it was tuned on nothing.
     """
     elsewhere = spec.columns == "target" or any(cell.dataset != cell.target for cell in spec.cells)
-    own = ("model", "method", "target", "" if elsewhere else "dataset")
+    own = ("model", "method", "target", "" if elsewhere and spec.base == "once" else "dataset")
     if point["method"] == UNTUNED and axis not in own:
         return None
     return point.get(axis)
@@ -350,6 +366,66 @@ def _mean(cells: Sequence[GridCell], same_items: bool) -> GridCell:
     )
 
 
+def _summaries(
+    spec: TabulateSpec, outcomes: Sequence[Outcome], results: Path | None
+) -> Callable[[dict[Any, GridCell], dict[Any, list[int]], bool], list[GridCell]]:
+    """Makes the cells of a row's summaries from its cells, the outcomes behind them, and whether it is the base."""
+    wanted = dict(spec.summaries)
+    plain = without_change(wanted)
+    bases: dict[tuple[str, Any], dict[str, Number]] = {}
+
+    def own_of(indices: dict[Any, list[int]]) -> Any:
+        tuned_on = {outcomes[i].cell.dataset for found in indices.values() for i in found}
+        return tuned_on.pop() if len(tuned_on) == 1 else None
+
+    def model_of(indices: dict[Any, list[int]]) -> str:
+        return next(outcomes[i].cell.model for found in indices.values() for i in found)
+
+    def base_of(model: str, own: Any) -> dict[str, Number]:
+        if (model, own) not in bases:
+            found: dict[Any, Number] = {}
+            for outcome in outcomes:
+                cell = outcome.cell
+                if cell.method == UNTUNED and cell.model == model:
+                    found.setdefault(cell.target, _number_of_outcome(outcome))
+            bases[model, own] = summarise(plain, found, own, None, lambda _: None)
+        return bases[model, own]
+
+    def make(cells: dict[Any, GridCell], indices: dict[Any, list[int]], untuned: bool) -> list[GridCell]:
+        if not wanted:
+            return []
+        own, model = own_of(indices), model_of(indices)
+        scores = [outcomes[i].cell.scores for found in indices.values() for i in found]
+        costs = costs_of(results, scores) if results and not untuned else lambda _: None
+        columns = {column: _number_of_cell(cell) for column, cell in cells.items()}
+        base = None if untuned else base_of(model, own)
+        found = summarise(wanted, columns, own, base, costs)
+        return [_summary_cell(wanted[name], number) for name, number in found.items()]
+
+    return make
+
+
+def _number_of_outcome(outcome: Outcome) -> Number:
+    return Number(estimate=outcome.estimate, reason=outcome.status, higher_is_better=outcome.higher_is_better)
+
+
+def _number_of_cell(cell: GridCell) -> Number:
+    return Number(estimate=cell.estimate, reason=cell.status, higher_is_better=cell.higher_is_better)
+
+
+def _summary_cell(summary: Summary, number: Number) -> GridCell:
+    if number.estimate is None:
+        status: Status = "absent" if number.reason == ABSENT else "missing"
+        return GridCell(status=status, reason=f"{summary.title}: {number.reason}")
+    return GridCell(
+        status="ok",
+        estimate=number.estimate,
+        higher_is_better=number.higher_is_better,
+        cost=summary.cost,
+        change=summary.change,
+    )
+
+
 def _blocks(spec: TabulateSpec, keys: Sequence[tuple[Any, ...]], rows: Sequence[GridRow]) -> list[Block]:
     """Rows grouped by the outermost axis where there are several axes; marks are set within a group."""
     grouped: dict[Any, list[GridRow]] = {}
@@ -386,7 +462,7 @@ def _marked(rows: list[GridRow], otherwise: GridRow | None) -> list[GridRow]:
 
 def _ties(column: Sequence[GridCell]) -> list[bool]:
     """Which cells of a column are the best or not told from it; none where there is nothing to compare."""
-    scored = [i for i, cell in enumerate(column) if cell.estimate]
+    scored = [i for i, cell in enumerate(column) if cell.estimate and not cell.cost]
     ties = [False] * len(column)
     if len(scored) < 2:
         return ties
@@ -407,10 +483,13 @@ def _ties(column: Sequence[GridCell]) -> list[bool]:
 
 def _mark(cell: GridCell, tied: bool, reference: GridCell | None) -> GridCell:
     mine = cell.estimate
-    if mine is None:
+    if mine is None or cell.cost:
         return cell
     side: Literal["", "better", "worse"] = ""
-    if reference is not None and reference.estimate is not None and reference.over == cell.over:
+    if cell.change:
+        if mine.low > 0 or mine.high < 0:
+            side = "better" if (mine.low > 0) == cell.higher_is_better else "worse"
+    elif reference is not None and reference.estimate is not None and reference.over == cell.over:
         if mine.low > reference.estimate.high:
             side = "better" if cell.higher_is_better else "worse"
         elif mine.high < reference.estimate.low:

@@ -40,7 +40,15 @@ def plot_study(spec: PlotSpec, table: Path, out_dir: Path, results: Path | None 
 
     draw = _kind(spec.kind)
     frame = read_long(table)
-    context = Context(title=spec.title, results=results or table.parent.parent, spec=spec)
+    context = Context(
+        title=spec.title,
+        results=results or table.parent.parent,
+        spec=spec,
+        columns=spec.columns,
+        summaries=dict(spec.summaries),
+        labels=spec.labels,
+        pairs=spec.pairs,
+    )
     with matplotlib.rc_context(RC):
         figure = draw(frame, context)
         files = {kind: out_dir / f"{spec.study}.{kind}" for kind in ("png", "svg")}

@@ -6,6 +6,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from peftbench.analysis.grid import NO_VALUE, Grid, GridCell, GridRow
+from peftbench.analysis.summaries import cost_text
 from peftbench.views import PeopleCount
 
 FINGERPRINT_FILES = ("table.html.jinja", "table.css")
@@ -25,6 +26,15 @@ LEGEND_INTERVAL = (
 )
 LEGEND_SEEDS = "Values are means over seeds; their error holds the spread between seeds too."
 LEGEND_BASE = "▲ / ▼: better / worse than the untuned base, with 95 % intervals that do not overlap. "
+LEGEND_CHANGE = (
+    "Changes are from the untuned base on the same test examples, their errors those of independent ones."
+)
+LEGEND_COST = "Costs are from the records of the runs: on a busy machine, seconds and memory are rough."
+COSTS = {
+    "parameters": "trainable parameters, the connector's too",
+    "memory": "peak memory of training in GiB",
+    "seconds": "seconds of training, mean over the row's runs",
+}
 LEGEND_PAPER = "Below: the published value and ours minus it."
 
 
@@ -36,6 +46,11 @@ def legend(grid: Grid) -> str:
         parts.append(LEGEND_BASE.strip())
     if any(cell.estimate and cell.estimate.seeds > 1 for cell in cells):
         parts.append(LEGEND_SEEDS)
+    further = [cell for row in grid.rows for cell in row.averages]
+    if any(cell.change for cell in further):
+        parts.append(LEGEND_CHANGE)
+    if any(cell.cost for cell in further):
+        parts.append(LEGEND_COST)
     if any(cell.published is not None for cell in cells):
         parts.append(LEGEND_PAPER)
     parts += grid.sources
@@ -96,7 +111,9 @@ def _md_row(cells: Iterable[str]) -> str:
 def _md_cell(cell: GridCell, without: str = "") -> str:
     if cell.estimate is None:
         return NO_VALUE if cell.status == "absent" else without or cell.status
-    text = number(cell.estimate.value)
+    if cell.cost:
+        return cost_text(cell.cost, cell.estimate.value)
+    text = number(cell.estimate.value, signed=cell.change)
     if cell.best:
         text = f"**{text}**"
     text += f" ± {number(cell.estimate.stderr)}"
@@ -165,7 +182,9 @@ def _tex_cell(cell: GridCell, without: str = "") -> str:
         if cell.status == "absent":
             return tex_text(NO_VALUE)
         return without or rf"\textit{{{cell.status}}}"
-    text = tex_text(number(cell.estimate.value))
+    if cell.cost:
+        return tex_text(cost_text(cell.cost, cell.estimate.value))
+    text = tex_text(number(cell.estimate.value, signed=cell.change))
     if cell.best:
         text = rf"\textbf{{{text}}}"
     text += rf"\,{{\scriptsize$\pm$\,{tex_text(number(cell.estimate.stderr))}}}"
@@ -190,7 +209,14 @@ def to_html(grid: Grid) -> Markup:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(number=number, sides=SIDES, tooltip=_tooltip, nothing=NO_VALUE, people=people)
+    environment.globals.update(
+        number=number,
+        cost_text=cost_text,
+        sides=SIDES,
+        tooltip=_tooltip,
+        nothing=NO_VALUE,
+        people=people,
+    )
     template = environment.get_template("table.html.jinja")
     merged = [_merged(block.rows) for block in grid.blocks]
     return Markup(template.render(grid=grid, merged=merged, legend=legend(grid), problems=problems(grid)))
@@ -214,6 +240,8 @@ def _tooltip(cell: GridCell) -> str:
     if cell.estimate is None:
         return cell.reason
     estimate = cell.estimate
+    if cell.cost:
+        return COSTS[cell.cost]
     text = f"95 % interval {number(estimate.low)} to {number(estimate.high)}, n = {estimate.n}"
     return text + (f", {estimate.seeds} seeds" if estimate.seeds > 1 else "")
 

@@ -150,7 +150,7 @@ def tabulate_study(spec: TabulateSpec, results: Path, out_dir: Path) -> dict[str
     """
     outcomes = read_outcomes(spec, results)
     frame = long_frame(spec, outcomes)
-    grid = build_grid(spec, outcomes, items_of(results))
+    grid = build_grid(spec, outcomes, items_of(results), results)
     files = {kind: out_dir / f"{spec.study}.{kind}" for kind in ("csv", "md", "html", "tex")}
     atomic_write(files["csv"], frame.write_csv)
     atomic_text(files["md"], to_markdown(grid))

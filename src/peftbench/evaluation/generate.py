@@ -7,6 +7,7 @@ wrote them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from peftbench.errors import UserError
+from peftbench.errors import RunFailed, UserError
 from peftbench.evaluation.epochs import epoch_of, weights_of
+from peftbench.evaluation.losses import answer_losses, write_losses
 from peftbench.models.load import load_base, pick_device
 from peftbench.store import partial_directory
 from peftbench.training.adapt import attach, merge, restore
@@ -48,10 +50,10 @@ def generate_predictions(
     out_dir: Path,
     execution: Execution,
 ) -> dict[str, Any]:
-    """Write ``predictions.parquet`` in the order of the test split.
+    """Write ``predictions.parquet`` in the order of the test split; or, where the spec asks for it, ``losses.parquet``.
 
-    Its columns are id, prediction, prompt, n_tokens and finished. ``run_dir`` holds the trained weights; None
-    for the untuned base model. Returns the facts for the record.
+    The columns are id, prediction, prompt, n_tokens and finished; or id, loss and tokens. ``run_dir`` holds the trained
+    weights; None for the untuned base model. Returns the facts for the record.
     """
     import hashlib
 
@@ -71,10 +73,22 @@ def generate_predictions(
     shas = [example.image for example in examples]
     cache = cache_folder(execution) if spec.vision == "frozen" else None
     images, cache_facts = open_images(base, spec.model, image_store, shas, cache)
-    prompts = encode(base, images, spec.model, spec.prompt, examples, None, answers=False)
+    reads = spec.what == "losses"
+    prompts = encode(base, images, spec.model, spec.prompt, examples, None, answers=reads)
 
     start = time.monotonic()
     autocast = spec.precision == "bf16"
+    shared: dict[str, Any] = {
+        "examples": len(prompts),
+        "merged": merged,
+        "epoch": epoch or "last",
+        "features": cache_facts,
+    }
+    if reads:
+        losses = answer_losses(base, images, prompts, spec.decoding.batch_size, autocast)
+        with partial_directory(out_dir) as work:
+            outputs = write_losses(prompts, losses, work)
+        return shared | _rates(time.monotonic() - start, prompts, losses) | {"outputs": outputs}
     answers = greedy(base, images, prompts, spec.decoding.max_new_tokens, spec.decoding.batch_size, autocast)
     seconds = time.monotonic() - start
     table = pa.table(
@@ -91,17 +105,30 @@ def generate_predictions(
         digest = hashlib.sha256((work / PREDICTIONS_FILE).read_bytes()).hexdigest()
     written = sum(answer.tokens for answer in answers)
     return {
-        "examples": len(answers),
-        "merged": merged,
-        "epoch": epoch or "last",
+        **shared,
         "unfinished": sum(not answer.finished for answer in answers),
         "seconds": round(seconds, 3),
         "throughput": {
             "samples_per_s": round(len(answers) / seconds, 3),
             "tokens_per_s": round(written / seconds, 3),
         },
-        "features": cache_facts,
         "outputs": {PREDICTIONS_FILE: digest},
+    }
+
+
+def _rates(seconds: float, examples: Sequence[Encoded], losses: Sequence[float]) -> dict[str, Any]:
+    """Facts of a job that read answers; ``RunFailed`` for a loss that is not finite."""
+    bad = next(
+        (example.id for example, loss in zip(examples, losses, strict=True) if not math.isfinite(loss)), None
+    )
+    if bad is not None:
+        raise RunFailed(f"the loss on the answer of example {bad} is not a finite number")
+    return {
+        "seconds": round(seconds, 3),
+        "throughput": {
+            "samples_per_s": round(len(examples) / seconds, 3),
+            "tokens_per_s": round(sum(example.supervised for example in examples) / seconds, 3),
+        },
     }
 
 

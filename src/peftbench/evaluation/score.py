@@ -23,14 +23,14 @@ def score_predictions(
 ) -> dict[str, Any]:
     """Score ``predictions.parquet`` against the test split; write ``examples.parquet`` into ``out_dir``.
 
-    Of a metric that declares ``NEEDS_JUDGE``, the folder is the judge stage's and has ``judgements.parquet``;
-    a failed judgement has the score null. The file written has id, score and the metric's further columns, in
-    the order of the predictions.
+    Of a metric that declares ``NEEDS_LOSSES``, the predict stage left ``losses.parquet`` instead. Of one that declares
+    ``NEEDS_JUDGE``, the folder is the judge stage's and has ``judgements.parquet``; a failed judgement has the score
+    null. The file written has id, score and the metric's further columns, in the order of the predictions.
 
     Returns the facts of the record: value, n, stderr, interval, higher_is_better, extra. Predictions that
     name an unknown example, name one twice or leave one out are a UserError naming it.
     """
-    from peftbench.arrow import pa, pq, read_table
+    from peftbench.arrow import pa, pq
 
     metric = load_metric(spec.metric)
     examples = {example.id: example for example in read_examples(data_dir, "test")}
@@ -41,12 +41,17 @@ def score_predictions(
         _check_ids(ids, examples, path)
         judged: Any = metric  # only such metrics have the function
         result = judged.score_judgements(judgements, [examples[name] for name in ids], spec.settings)
+    elif getattr(metric, "NEEDS_LOSSES", False):
+        path = predictions_dir / "losses.parquet"
+        table = _table(path, ["id", "loss", "tokens"])
+        ids = table.column("id").to_pylist()
+        _check_ids(ids, examples, path)
+        of_losses: Any = metric  # only such metrics have the function
+        losses, tokens = (table.column(name).to_pylist() for name in ("loss", "tokens"))
+        result = of_losses.score_losses(losses, tokens, [examples[name] for name in ids], spec.settings)
     else:
         path = predictions_dir / "predictions.parquet"
-        try:
-            table = read_table(path, columns=["id", "prediction"])
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
+        table = _table(path, ["id", "prediction"])
         ids = table.column("id").to_pylist()
         _check_ids(ids, examples, path)
         predictions: list[str] = table.column("prediction").to_pylist()
@@ -62,6 +67,16 @@ def score_predictions(
         **summary(spec.metric, result),
         "outputs": {target.name: hashlib.sha256(target.read_bytes()).hexdigest()},
     }
+
+
+def _table(path: Path, columns: list[str]) -> Any:
+    """Columns of a file of the predict stage; ``UserError`` where it is missing or damaged."""
+    from peftbench.arrow import pa, read_table
+
+    try:
+        return read_table(path, columns=columns)
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): delete the folder and run again") from None
 
 
 def _check_ids(ids: Sequence[str], examples: Mapping[str, Example], path: Path) -> None:

@@ -36,6 +36,8 @@ FINGERPRINT_FILES = ("page.html.jinja", "page.css")
 FOLDER = Path(__file__).parent
 LONG = 180
 """Answers of more characters fold away behind their beginning."""
+LOSSES = "losses.parquet"
+"""What the predict stage leaves where nothing is generated: there are no answers to show."""
 LARGEST = 1.6
 """Pixels per point that a figure is shown with at most."""
 
@@ -49,14 +51,18 @@ def build_report(spec: ReportSpec, results: Path, out_dir: Path) -> dict[str, An
     """
     table = spec.table
     outcomes = read_outcomes(table, results)
-    grid = build_grid(table, outcomes, items_of(results))
+    grid = build_grid(table, outcomes, items_of(results), results)
     lines = read_lines(table, outcomes, results)
     shown = first_seeds(lines)
     titles = {model.name: model.title for model in table.models}
     labels = {dataset.name: dataset.label for dataset in table.datasets}
     cards: list[tuple[str, str, str, list[Card]]] = []
     for dataset in table.datasets:
-        mine = [line for line in shown if line.outcome.cell.target == dataset.name]
+        mine = [
+            line
+            for line in shown
+            if line.outcome.cell.target == dataset.name and not (line.predictions / LOSSES).is_file()
+        ]
         found = gallery(mine, titles, results, spec.gallery, spec.choose)
         if found:
             cards.append((dataset.label, dataset.title, dataset.metric, found))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from peftbench.analysis.style import INK, MUTED, RULE, SURFACE
-from peftbench.views import PlotSpec
+from peftbench.views import PlotSpec, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +35,14 @@ class Context(Struct, frozen=True, kw_only=True):
     """The results folder, which the table's column ``scores`` is relative to."""
     spec: PlotSpec | None = None
     """All that the figure is asked for; a kind that needs more than the table looks there."""
+    columns: str = "dataset"
+    """The axis across the table."""
+    summaries: dict[str, Summary] = {}
+    """The table's further columns by name."""
+    labels: dict[str, str] = {}
+    """What data sets are called."""
+    pairs: list[tuple[str, str]] = []
+    """Summaries of each panel, across and up, where the kind of figure takes them."""
 
 
 class Sheet:
