@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "peftbench.reruns.commands",
         "peftbench.planning.plan_cli",
         "peftbench.watch.watch_cli",
+        "peftbench.report.which_cli",
     ):
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name).add_parser(commands)
