@@ -42,9 +42,10 @@ def which_page(plan: Plan, names: Sequence[str], counted_on: str, results: Path)
         )
     methods = list(dict.fromkeys(run.method for study in studies for run in study.runs))
     lines = ["# Which method?", "", *_origin(plan, studies, grids), ""]
+    wins: dict[str, list[str]] = {}
     for study in studies:
-        lines += _section(study, grids[study.name])
-    lines += ["## The methods", "", *_methods(plan, methods, counted_on), ""]
+        lines += _section(study, grids[study.name], wins)
+    lines += ["## The methods", "", *_methods(plan, methods, counted_on, wins), ""]
     return "\n".join(lines)
 
 
@@ -104,13 +105,14 @@ def _architecture(plan: Plan, model: str) -> dict[str, Any]:
     return read_config_json(path) if config.architecture else {}
 
 
-def _section(study: StudyPlan, grid: Grid) -> list[str]:
+def _section(study: StudyPlan, grid: Grid, wins: dict[str, list[str]]) -> list[str]:
+    """A study's part of the page; ``wins`` gets what each of its rows is good at, by the row's name."""
     figure = _figure(study)
     lines = [f"## {grid.title}", ""]
     for block in grid.blocks:
         if len(grid.blocks) > 1:
             lines += [f"### {block.label}", ""]
-        lines += [f"- {line}" for line in _advice(grid, block, figure.pairs)]
+        lines += [f"- {line}" for line in _advice(grid, block, figure.pairs, study.name, wins)]
         lines += ["", *_rows(grid, block), ""]
     lines += [
         "± standard error over the test examples. Bold: the best, and all that are not told from it. "
@@ -120,13 +122,19 @@ def _section(study: StudyPlan, grid: Grid) -> list[str]:
     return lines
 
 
-def _advice(grid: Grid, block: Block, pairs: Sequence[tuple[str, str]]) -> list[str]:
+def _advice(
+    grid: Grid, block: Block, pairs: Sequence[tuple[str, str]], study: str, wins: dict[str, list[str]]
+) -> list[str]:
     """What to choose, one sentence for each score and each pair of summaries."""
     names = {column.key: place for place, column in enumerate(grid.averages)}
     tuned = [row for row in block.rows if not row.untuned]
     lines = []
     for up in dict.fromkeys(up for _, up in pairs):
         lines += _best(grid, tuned, names[up])
+        for row in tuned:
+            if row.averages[names[up]].best:
+                title = grid.averages[names[up]].label
+                _add(wins, row.name, f"`{study}`: best in {_lower(title)}, or not told from it")
     for across, up in pairs:
         known = [
             (row, x, y)
@@ -141,13 +149,25 @@ def _advice(grid: Grid, block: Block, pairs: Sequence[tuple[str, str]]) -> list[
             (one for one, best in zip(known, on, strict=True) if best),
             key=lambda one: one[1].estimate.value,  # type: ignore[union-attr]
         )
-        shown = _joined(f"{row.name} ({_value(x)}; {_value(y)})" for row, x, y in found)
         x_title, y_title = grid.averages[names[across]].label, grid.averages[names[up]].label
+        for row, *_ in found:
+            _add(wins, row.name, f"`{study}`: on the frontier of {_lower(x_title)} and {_lower(y_title)}")
+        shown = _joined(f"{row.name} ({_value(x)}; {_value(y)})" for row, x, y in found)
         lines.append(
-            f"**{x_title} and {y_title[:1].lower() + y_title[1:]} together:** no other method is at least as good in "
+            f"**{x_title} and {_lower(y_title)} together:** no other method is at least as good in "
             f"both as {shown}. (By the values as they are, without their errors.)"
         )
     return lines
+
+
+def _add(wins: dict[str, list[str]], name: str, text: str) -> None:
+    known = wins.setdefault(name, [])
+    if text not in known:
+        known.append(text)
+
+
+def _lower(title: str) -> str:
+    return title[:1].lower() + title[1:]
 
 
 def _best(grid: Grid, rows: Sequence[GridRow], place: int) -> list[str]:
@@ -198,15 +218,15 @@ def _rows(grid: Grid, block: Block) -> list[str]:
     return lines
 
 
-def _methods(plan: Plan, methods: Sequence[str], model: str) -> list[str]:
+def _methods(plan: Plan, methods: Sequence[str], model: str, wins: dict[str, list[str]]) -> list[str]:
     config = plan.settings.model(model, "which: --count-on")
     dims = sizes_of(config.names, config.parameters, _architecture(plan, model)).dims
     lines = [
         f"Trainable parameters are those that a method's formula gives for {config.title} with the method's own "
         "defaults, the connector's not counted. Merged: the tuned model is as fast as the base and as large.",
         "",
-        _line(["method", "what it is", "trainable", "merges", "places"]),
-        _line([":--", ":--", "--:", ":--", ":--"]),
+        _line(["method", "what it is", "trainable", "merges", "places", "good at, here"]),
+        _line([":--", ":--", "--:", ":--", ":--", ":--"]),
     ]
     for name in methods:
         if name == UNTUNED:
@@ -223,6 +243,7 @@ def _methods(plan: Plan, methods: Sequence[str], model: str) -> list[str]:
                     cost_text("parameters", count) if count else "–",
                     "yes" if module.MERGEABLE else "no",
                     places,
+                    "; ".join(wins.get(method_title(name), [])) or "–",
                 ]
             )
         )
