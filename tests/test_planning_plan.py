@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from peftbench.cli import main
 from peftbench.config import Settings
+from peftbench.errors import UserError
 from peftbench.graph import Plan
 from peftbench.planning.hardware import read_hardware
 from peftbench.planning.page import to_html
@@ -22,6 +24,7 @@ from peftbench.planning.resources import Requests, resources_of
 from peftbench.planning.text import duration, plain, size, summary
 from peftbench.planning.totals import Planner, Result
 from peftbench.planning.wanted import to_run, wanted
+from peftbench.spec import Execution
 from workflow_project import Project
 
 ROOT = Path(__file__).parents[1]
@@ -384,9 +387,10 @@ def test_requests_have_a_margin_and_grow_with_the_attempt(paper):
         "runtime": 10,
         "mem_mb": 1000,
         "cpus_per_task": 1,
-        "slurm_batch": "score llava-1.5-7b",
-        "slurm_batch_seconds": 2,
+        "slurm_batch": f"score {light.model}",
+        "slurm_batch_seconds": math.ceil(light.seconds),
     }
+    assert first["slurm_batch"] == "" and first["nodes"] == 1
     with pytest.raises(ValueError, match="attempts count from 1"):
         resources_of(job, 0)
 
@@ -405,6 +409,35 @@ def test_a_training_is_told_the_micro_batch_that_fits_its_gpu(tmp_path, monkeypa
     assert told == {"a100-80gb": 4, "a6000-48gb": 1, "rtx4090-24gb": None}
     assert json.loads(plan.execution(job, told["a100-80gb"]))["micro_batch"] == 4
     assert "micro_batch" not in json.loads(plan.execution(job, told["rtx4090-24gb"]))
+
+
+def test_requests_of_trainings_that_share_gpus_and_nodes(paper):
+    train = next(job for job in paper.jobs if job.stage == "train" and job.model == "llava-1.5-7b")
+    one = resources_of(train)
+    eight = resources_of(train, execution=Execution(processes=4, nodes=2))
+    assert (eight["gpu"], eight["nodes"], eight["cpus_per_task"]) == (8, 2, 4 * one["cpus_per_task"])
+    assert eight["mem_mb"] > 3 * one["mem_mb"], "memory is that of one node"
+    answer = next(job for job in paper.jobs if job.stage == "predict" and job.gpu_seconds)
+    assert resources_of(answer, execution=Execution(processes=4, nodes=2))["gpu"] == 1
+
+
+def test_requests_follow_the_model_of_each_job(monkeypatch):
+    """A GPU for a large model, none for the tiny one, whatever else is planned; the hardware can be named."""
+    monkeypatch.delenv("PEFTBENCH_HARDWARE", raising=False)
+    plan = Plan(Settings.from_files(ROOT, [ROOT / "config/paper.yaml"]))
+    plan.study("table1_main")
+    requests, jobs = Requests(plan, ROOT), plan.jobs.values()
+    large = next(job for job in jobs if job.stage == "train" and "/llava-1.5-7b/" in job.directory)
+    built = next(job for job in jobs if job.stage == "prepare")
+    asked = requests.of(large)
+    assert asked["gpu"] == 1 and asked["runtime"] > 30 and asked["mem_mb"] > 5000
+    assert requests.of(large, 2)["runtime"] == pytest.approx(2 * asked["runtime"], abs=1)
+    assert requests.of(built)["gpu"] == 0 and requests.of(built)["slurm_batch"] == "prepare"
+    monkeypatch.setenv("PEFTBENCH_HARDWARE", "h100-80gb")
+    assert Requests(plan, ROOT).of(large)["runtime"] < asked["runtime"]
+    monkeypatch.setenv("PEFTBENCH_HARDWARE", "h100")
+    with pytest.raises(UserError, match="h100-80gb"):
+        Requests(plan, ROOT).of(large)
 
 
 # The page
