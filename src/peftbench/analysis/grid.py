@@ -184,7 +184,7 @@ def _sources(spec: TabulateSpec, outcomes: Sequence[Outcome]) -> list[str]:
     if people is None:
         return []
     found = [f"Values: automatic ({spec.metric})."]
-    if spec.published_rows:
+    if any(outcome.published is not None for outcome in outcomes):
         found.append("Published values: counted by people, as the paper says.")
     if not people.annotators:
         found.append(f"People have not counted here yet ('peftbench annotate make {spec.study}').")
