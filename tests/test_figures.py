@@ -15,7 +15,16 @@ import pytest
 
 from fake_store import FakeStore
 from peftbench.analysis import figures
-from peftbench.analysis.figures import fluctuation, gain, gallery, loss_bands, losses, seen_unseen, size
+from peftbench.analysis.figures import (
+    fluctuation,
+    gain,
+    gallery,
+    loss_bands,
+    losses,
+    pareto,
+    seen_unseen,
+    size,
+)
 from peftbench.analysis.figures._logs import (
     Log,
     NoLog,
@@ -94,7 +103,7 @@ def published(name: str) -> list[dict[str, str]]:
 def drawn(kind: str, frame: pl.DataFrame, results: Path = Path("none")) -> Any:
     """The figure of a kind."""
     module = {"seen_unseen": seen_unseen, "size": size, "gain": gain, "fluctuation": fluctuation}
-    module |= {"losses": losses, "loss_bands": loss_bands, "gallery": gallery}
+    module |= {"losses": losses, "loss_bands": loss_bands, "gallery": gallery, "pareto": pareto}
     with matplotlib.rc_context(RC):
         return module[kind].draw(frame, Context(title="A title", results=results))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from peftbench.analysis.grid import NO_VALUE, Grid, GridCell, GridRow
-from peftbench.analysis.summaries import cost_text
+from peftbench.analysis.summaries import cost_with_unit
 from peftbench.views import PeopleCount
 
 FINGERPRINT_FILES = ("table.html.jinja", "table.css")
@@ -112,7 +112,7 @@ def _md_cell(cell: GridCell, without: str = "") -> str:
     if cell.estimate is None:
         return NO_VALUE if cell.status == "absent" else without or cell.status
     if cell.cost:
-        return cost_text(cell.cost, cell.estimate.value)
+        return cost_with_unit(cell.cost, cell.estimate.value)
     text = number(cell.estimate.value, signed=cell.change)
     if cell.best:
         text = f"**{text}**"
@@ -183,7 +183,7 @@ def _tex_cell(cell: GridCell, without: str = "") -> str:
             return tex_text(NO_VALUE)
         return without or rf"\textit{{{cell.status}}}"
     if cell.cost:
-        return tex_text(cost_text(cell.cost, cell.estimate.value))
+        return tex_text(cost_with_unit(cell.cost, cell.estimate.value))
     text = tex_text(number(cell.estimate.value, signed=cell.change))
     if cell.best:
         text = rf"\textbf{{{text}}}"
@@ -211,7 +211,7 @@ def to_html(grid: Grid) -> Markup:
     )
     environment.globals.update(
         number=number,
-        cost_text=cost_text,
+        cost_with_unit=cost_with_unit,
         sides=SIDES,
         tooltip=_tooltip,
         nothing=NO_VALUE,

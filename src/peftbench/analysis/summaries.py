@@ -140,7 +140,12 @@ def _record(folder: Path) -> Record | None:
         record = read_record(folder / RECORD) if (folder / RECORD).exists() else None
     except UserError:
         return None
-    return record if record is not None and "trainable" in record.facts else None
+    if record is None or "trainable" not in record.facts:
+        return None
+    # The best of several trials: its memory and time are those of the trial, not of choosing it.
+    chosen = record.facts.get("chosen", {}).get("digest")
+    trial = next(iter(folder.parent.glob(f"*-{chosen}")), None) if chosen else None
+    return (_record(trial) if trial is not None else None) or record
 
 
 def _seconds(record: Record) -> float | None:
@@ -170,3 +175,8 @@ def cost_text(name: str, value: float) -> str:
                 return f"{value / size:.3g}{letter}"
         return f"{value:.0f}"
     return f"{value:.3g}"
+
+
+def cost_with_unit(name: str, value: float) -> str:
+    """The same with its unit, where it has one: 0.61 GiB."""
+    return f"{cost_text(name, value)} {UNITS[name]}".strip()

@@ -11,7 +11,7 @@ from peftbench.analysis.grid import Block, Grid, GridCell, GridRow, build_grid
 from peftbench.analysis.outcomes import read_outcomes
 from peftbench.analysis.render import SIDES, number
 from peftbench.analysis.style import UNTUNED, method_summary, method_title
-from peftbench.analysis.summaries import UNITS, cost_text
+from peftbench.analysis.summaries import cost_text, cost_with_unit
 from peftbench.analysis.table import items_of
 from peftbench.errors import UserError
 from peftbench.graph import Plan, StudyPlan
@@ -198,8 +198,7 @@ def _best(grid: Grid, rows: Sequence[GridRow], place: int) -> list[str]:
 def _value(cell: GridCell) -> str:
     assert cell.estimate is not None
     if cell.cost:
-        unit = UNITS[cell.cost]
-        return cost_text(cell.cost, cell.estimate.value) + (f" {unit}" if unit else "")
+        return cost_with_unit(cell.cost, cell.estimate.value)
     return f"{number(cell.estimate.value, signed=cell.change)} ± {number(cell.estimate.stderr)}"
 
 
