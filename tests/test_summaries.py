@@ -16,7 +16,7 @@ from peftbench.analysis.grid import build_grid
 from peftbench.analysis.outcomes import Estimate, read_outcomes
 from peftbench.analysis.plot import RC
 from peftbench.analysis.render import to_html, to_latex, to_markdown
-from peftbench.analysis.summaries import Number, cost_text, harmonic, summarise, without_change
+from peftbench.analysis.summaries import Number, cost_text, costs_of, harmonic, summarise, without_change
 from peftbench.analysis.table import long_frame
 from peftbench.config import Settings, merge
 from peftbench.errors import UserError
@@ -107,6 +107,23 @@ def test_error_of_a_harmonic_mean():
 )
 def test_costs_are_short(name, value, text):
     assert cost_text(name, value) == text
+
+
+def test_a_chosen_run_costs_what_its_trial_cost(tmp_path):
+    """Choosing among trials takes next to no memory: that of the trial that was chosen counts."""
+    store = FakeStore(tmp_path)
+    facts = {"trainable": {"method": 7, "connector": 3}, "seconds": 5.0}
+    trial = store.record("runs/m/d/lora-{digest}", "train", {}, {}, facts)
+    chosen = {"chosen": {"digest": trial.name.rpartition("-")[2]}}
+    run = store.record("runs/m/d/lora.chosen-{digest}", "choose", {}, {}, facts | chosen)
+    for folder, peak in ((trial, 2**31), (run, 2**20)):
+        path = folder / "record.json"
+        record = json.loads(path.read_text())
+        record["provenance"]["peak_memory"], record["provenance"]["peak_gpu_memory"] = peak, None
+        path.write_text(json.dumps(record))
+    cost = costs_of(tmp_path, [f"{run.relative_to(tmp_path)}/predictions-0/scores-0"])
+    assert (cost("memory"), cost("parameters"), cost("seconds")) == (2.0, 10.0, 5.0)
+    assert costs_of(tmp_path, ["runs/m/d/gone-0/p/s"])("memory") is None
 
 
 # --- studies
