@@ -178,7 +178,7 @@ def test_a_models_own_settings_count_less_than_the_configurations(project):
             {"train": 4, "predict": 5, "score": 5, **VIEWS},
         ),
         ("second", {"decoding": {"max_new_tokens": 9}}, {"predict": 5, "score": 5, **VIEWS}),
-        ("second", {"metric": {"name": "vqa_score", "settings": {"x": 1}}}, {"score": 5, **VIEWS}),
+        ("second", {"metric": {"name": "vqa_score", "settings": {"replicates": 500}}}, {"score": 5, **VIEWS}),
         (
             "second",
             {"splits": {"train": 21, "test": 10}},
@@ -209,6 +209,7 @@ def test_a_data_set_file_changes_exactly_its_jobs(project, file, changes, change
         ("models/templates/vicuna_v1.jinja", {}),
         ("store.py", {}),
         ("graph.py", {}),
+        ("jobs.py", {}),
     ],
 )
 def test_an_edit_of_code_changes_exactly_its_jobs(project, path, changed):
