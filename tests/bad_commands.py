@@ -8,7 +8,10 @@ import zipfile
 from typing import Any
 
 from bad_case import (
+    BUILT,
     CONFIG,
+    OWN_FILE,
+    SMALL,
     Call,
     Damage,
     Table,
@@ -16,9 +19,11 @@ from bad_case import (
     cli,
     each,
     nothing,
+    process,
     written,
 )
-from bad_world import World
+from bad_world import Outcome, World
+from peftbench.stages import RULES
 
 case = Table()
 GOOD = '{"id": 1, "prediction": "red"}\n{"id": 2, "prediction": "blue"}\n'
@@ -88,7 +93,8 @@ score(
     "an output in a folder that is a file",
     GOOD,
     TRUTH,
-    "p.jsonl/out",
+    "p.jsonl",
+    "a file stands where there should be a folder",
     call=options("--per-example", "p.jsonl/out"),
 )
 score("references not there", GOOD, TRUTH, "none.jsonl", "check the path", call=cli("score", "--metric", "exact_match", "--predictions", "p.jsonl", "--references", "none.jsonl"))  # fmt: skip
@@ -257,11 +263,19 @@ real(
     "a hub without a network",
     changed(OWN_FILE, "source.from", MIRRORED),
     lambda w: w.process(
-        "retrieve_source", *w.words(*w.job_of("retrieve")), HF_HUB_OFFLINE="1", HF_HOME="/dev/null/nowhere"
+        "retrieve_source", *w.words(*w.job_of("retrieve")), HF_HUB_OFFLINE="1", HF_HOME="home"
     ),
     "me/own",
     "HF_HUB_OFFLINE is set",
     "prefetch",
+)
+real(
+    "a hub's cache that cannot be",
+    changed(OWN_FILE, "source.from", MIRRORED),
+    lambda w: w.process(
+        "retrieve_source", *w.words(*w.job_of("retrieve")), HF_HUB_OFFLINE="1", HF_HOME="/dev/null/home"
+    ),
+    "/dev/null/home",
 )
 real("Snakemake: a misspelt study", nothing, process("snakemake", "-n", "smal"), "did you mean 'small'")
 real(
@@ -290,19 +304,15 @@ real(
     "Snakemake: an overlay that is a list",
     written("my.yaml", "- a\n"),
     process("snakemake", "-n", "--configfile", "my.yaml"),
-    "my.yaml",
-)
-real(
-    "Snakemake: an overlay from nowhere",
-    nothing,
-    process("snakemake", "-n", "--configfile", "none.yaml"),
-    "none.yaml",
+    "keys at top level",
+    foreign=True,
 )
 real(
     "Snakemake: a file that nothing makes",
     nothing,
     process("snakemake", "-n", "results/none.csv"),
-    "results/none.csv",
+    "No rule to produce results/none.csv",
+    foreign=True,
 )
 real(
     "Snakemake: a result of another configuration",

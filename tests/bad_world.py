@@ -93,7 +93,17 @@ PUBLISHED = "model,dataset,method,score\n" + "".join(
     for dataset in ("own", "drawn", "third")
     for method, score in (("adapter", 60), ("lora", 50))
 )
-UNTRACKED = (".snakemake", "logs", ".locks", ".tickets", "images", "__pycache__", "cache", ".cache")
+UNTRACKED = (
+    ".snakemake",
+    "logs",
+    ".locks",
+    ".staging",
+    ".tickets",
+    "images",
+    "__pycache__",
+    "cache",
+    ".cache",
+)
 """Folders whose files are no results: what a refused command may leave there is harmless."""
 
 
@@ -108,7 +118,7 @@ class Outcome:
     @property
     def errors(self) -> list[str]:
         """The lines that say what is wrong."""
-        return [line for line in self.err.splitlines() if re.match(r"(\S+: )?error: ", line)]
+        return [line for line in self.err.splitlines() if re.match(r"(\S+( \S+)?: )?error: ", line)]
 
 
 class World:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
@@ -98,7 +99,9 @@ def search(world: World, said: Said) -> None:
     assert not any(secret in said.text for secret in SECRETS), said.text
 
 
-def test_no_secret_is_written_or_said(planted: tuple[World, LoopbackHub, LoopbackJudge, Said]) -> None:
+def test_no_secret_is_written_or_said(
+    planted: tuple[World, LoopbackHub, LoopbackJudge, Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
     world, hub, judge, said = planted
     plan = world.plan("judged")
     here = Path.cwd()
@@ -137,6 +140,19 @@ def test_no_secret_is_written_or_said(planted: tuple[World, LoopbackHub, Loopbac
     done = world.job("retrieve", "small", execution=execution, log="results/logs/mirror.log")
     said.text += done.out + done.err
     assert done.status == 1 and "no such file" in done.err
+    # the same by the password in ~/.netrc, to the end
+    (hub.root / "files/none").mkdir(parents=True)
+    (hub.root / "files/none/own.zip").write_bytes(b"PK")
+    home = world.root.parent / "hub/home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / ".netrc").write_text(f"machine 127.0.0.1 login me password {PROXY}\n")
+    (home / ".netrc").chmod(0o600)
+    execution = f'{{"mirrors": {{"https://example.invalid/": "{hub.endpoint}/files/none/"}}}}'
+    done = world.job("retrieve", "small", execution=execution, log="results/logs/netrc.log")
+    said.text += done.out + done.err
+    assert done.status == 0, done.err
+    assert hub.requests[-1].token == "Basic " + base64.b64encode(f"me:{PROXY}".encode()).decode()
     search(world, said)
 
 

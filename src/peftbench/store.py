@@ -108,6 +108,9 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+_ABOUT_NAMES = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+
+
 @contextlib.contextmanager
 def no_space_in_one_line(path: Path) -> Iterator[None]:
     """Turn a full disk, a used-up quota and a read-only folder into a ``UserError`` that names the place."""
@@ -117,7 +120,7 @@ def no_space_in_one_line(path: Path) -> Iterator[None]:
         known = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
         known |= {errno.EROFS: "the file system is read-only", errno.EACCES: "no permission to write"}
         known |= {errno.EPERM: "no permission to write", errno.EISDIR: "a folder stands in its place"}
-        known |= dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "what should be a folder above it is none")
+        known |= dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where there should be a folder")
         known |= {errno.ELOOP: "a link above it leads to itself", errno.ENAMETOOLONG: "the name is too long"}
         if error.errno in known:
             hint = (
@@ -125,7 +128,11 @@ def no_space_in_one_line(path: Path) -> Iterator[None]:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT)
                 else "check the folder"
             )
-            raise UserError(f"{path}: {known[error.errno]}: nothing was stored, {hint}") from None
+            # Of these the system names the place, which may be another one: a cache, a link's aim.
+            elsewhere = error.filename if error.errno in _ABOUT_NAMES else None
+            raise UserError(
+                f"{elsewhere or path}: {known[error.errno]}: nothing was stored, {hint}"
+            ) from None
         raise
 
 

@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import functools
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -130,6 +131,12 @@ def check_targets(arguments):
             and not os.path.exists(word)
         ):
             sys.exit(f"error: there is no study {word!r}; did you mean {near[0]!r}?")
+        found = re.search(r"-([0-9a-f]{16})/record\.json$", word)
+        if found and not os.path.exists(word):
+            try:
+                PLAN.job(found[1])
+            except UserError as error:
+                sys.exit(f"error: {error}")
 
 
 def begin():

@@ -1,5 +1,6 @@
 """A single file of the web, such as an archive of pictures."""
 
+import netrc
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def retrieve(url: str, sha256: str, out_dir: Path, staging: Path, mirrors: dict[
     if not address.startswith(("http://", "https://")):
         return _from_folder(url, Path(address.removeprefix("file://")), sha256, target)
     part = staging / "part"
-    with httpx2.Client() as client:
+    with httpx2.Client(auth=_passwords()) as client:
         transfer = Transfer(lambda: client)
         for last_try in (False, True):
             digests = _download(transfer, url, address, part)
@@ -47,6 +48,17 @@ def retrieve(url: str, sha256: str, out_dir: Path, staging: Path, mirrors: dict[
                 raise _another(f"{url}: came twice", digests.sha256, sha256)
     shutil.move(part, target)
     return _facts(target, digests, without_secrets(address), transfer.fetched)
+
+
+def _passwords() -> httpx2.Auth | None:
+    """What ``~/.netrc`` says of hosts that want a password: addresses hold none, as they are stored."""
+    if not Path("~/.netrc").expanduser().is_file():
+        return None
+    try:
+        return httpx2.NetRCAuth()
+    except (OSError, netrc.NetrcParseError) as error:
+        what = error.msg if isinstance(error, netrc.NetrcParseError) else error.strerror
+        raise UserError(f"~/.netrc: {what}: mend it, or close it to others (chmod 600)") from None
 
 
 def _from_folder(url: str, path: Path, sha256: str, target: Path) -> dict[str, Any]:
