@@ -30,6 +30,18 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 LORA = SETTINGS["lora"] | {"dropout": 0.1}
 """With dropout, so that the random numbers must go on too."""
 
+OTHERS = (
+    "spider",
+    "magnitude_mask",
+    "random_mask",
+    "l2_to_pretrained",
+    "dare",
+    "model_tailor",
+    "half_ft",
+    "vera",
+)
+"""Methods with a course of their own, with weights of the base model, or with values drawn at the start."""
+
 
 def weights(folder: Path) -> dict[str, Any]:
     return {
@@ -158,6 +170,8 @@ def stopped_and_resumed(
         ("ia3", {}, {"precision": "bf16"}),
         ("prefix", {"tokens": 3, "projection": True}, {"keep_epochs": True}),
         ("base", {}, {"validation": 0.25}),
+        ("pissa", {"rank": 4}, {"keep_epochs": True}),
+        *((method, {}, {"eval_loss": True}) for method in OTHERS),
     ],
 )
 def test_stopped_by_sigterm_it_goes_on_to_the_same_bits(
@@ -177,8 +191,12 @@ def test_stopped_by_sigterm_it_goes_on_to_the_same_bits(
     assert "going on after step 5 of 6 (start 4 of this run)" in capsys.readouterr().err
 
 
-def test_stopped_while_it_evaluates(tmp_path: Path, monkeypatch: Any) -> None:
-    spec = train_spec(settings=LORA, eval_loss=True)
+@pytest.mark.parametrize(("method", "settings"), [("lora", LORA), ("dare", {}), ("model_tailor", {})])
+def test_stopped_while_it_evaluates(
+    method: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Also where the weights are changed for the evaluation, and put back after it."""
+    spec = train_spec(method, settings=settings, eval_loss=True)
     whole, _ = world().train(spec)
     plain = loop.Trainer.evaluate
 
@@ -224,6 +242,16 @@ def test_dynamics_of_a_method_are_part_of_it(tmp_path: Path, monkeypatch: Any) -
         def __init__(self) -> None:
             self.masks, self.steps = torch.zeros(3), 0
 
+        def penalty(self) -> None:
+            """None."""
+
+        def before_step(self) -> None:
+            self.steps += 1
+            self.masks += torch.rand(3)
+
+        def after_step(self) -> None:
+            """Nothing."""
+
         def state_dict(self) -> dict[str, Any]:
             return {"masks": self.masks, "steps": self.steps}
 
@@ -236,14 +264,6 @@ def test_dynamics_of_a_method_are_part_of_it(tmp_path: Path, monkeypatch: Any) -
         seen.append(self.dynamics)
 
     monkeypatch.setattr(loop.Trainer, "__init__", init)
-    step = loop.Trainer.step
-
-    def counted(self: Any, items: Any, batch: Any) -> float:
-        self.dynamics.steps += 1
-        self.dynamics.masks += torch.rand(3)
-        return step(self, items, batch)
-
-    monkeypatch.setattr(loop.Trainer, "step", counted)
     spec = train_spec(settings=LORA)
     whole, _ = world().train(spec)
     stopped_and_resumed(spec, tmp_path, monkeypatch, (2,))
