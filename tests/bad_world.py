@@ -97,6 +97,7 @@ UNTRACKED = (
     ".snakemake",
     "logs",
     ".locks",
+    ".failed",
     ".staging",
     ".tickets",
     "images",

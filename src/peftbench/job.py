@@ -270,15 +270,14 @@ def _make_result(
                     facts = work(job)
             except RunFailed as failure:
                 facts = {FAILED: without_secrets(str(failure))}
-                _say(f"warning: {ticket.label}: failed, and recorded so: {failure}")
+                _say(f"warning: {ticket.label}: failed, and recorded so: {facts[FAILED]}")
             except Suspended:
                 raise  # no failure: it goes on from its checkpoint
             except Exception as error:
                 lease.check()  # its error is not that of the run
                 with contextlib.suppress(Exception):  # the error itself is what is to be told
-                    note_failure(
-                        results, _record(ticket, {FAILED: str(error) or type(error).__name__}, meter)
-                    )
+                    reason = without_secrets(str(error)) or type(error).__name__
+                    note_failure(results, _record(ticket, {FAILED: reason}, meter))
                 raise
         record = _record(ticket, facts, meter, measured)
         lease.check()
