@@ -15,6 +15,7 @@ min_version("9.27")
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/session.smk"
 
 
 pathvars:
