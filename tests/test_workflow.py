@@ -262,4 +262,4 @@ def test_scripts_are_named_as_their_rules():
     rules -= {"prefetch", "claims"}  # targets without a script
     scripts = {path.stem for path in ROOT.glob("workflow/scripts/*.py")}
     assert rules == scripts
-    assert set(re.findall(r'"(\w+)\.py --ticket', text)) == scripts
+    assert set(re.findall(r'"(?:exec )?(\w+)\.py --ticket', text)) == scripts
