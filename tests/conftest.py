@@ -2,9 +2,6 @@
 
 import os
 
-EDIT_ROW = "edit"
-"""Name of the property under which a test reports a row: edit, expected, got."""
-
 
 def pytest_terminal_summary(terminalreporter):
     from slurm_lab import VARIABLE, lacking
@@ -15,9 +12,10 @@ def pytest_terminal_summary(terminalreporter):
         what = "tests of SLURM" if lacking() else "tests of SLURM's accounting"
         terminalreporter.write_line(f"skipped: {what}: {missing}")
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
-    rows = [value for report in reports for name, value in report.user_properties if name == EDIT_ROW]
-    if rows:
-        from edit_matrix import table
+    properties = [pair for report in reports for pair in report.user_properties]
+    if properties:
+        from edit_matrix import EDIT_ROW, table
 
+        rows = [value for name, value in properties if name == EDIT_ROW]
         terminalreporter.section("edits of a finished study, and what runs again")
         terminalreporter.write_line(table(rows))

@@ -23,6 +23,8 @@ from matrix_project import CONFIG, MatrixProject
 from peftbench.store import RECORD, read_record
 from snakemake_server import Done, Server
 
+EDIT_ROW = "edit"
+"""Name of the property under which a test reports a row: edit, expected, got."""
 VIEW_STAGES = ("tabulate", "plot", "report", "describe", "claims")
 
 

@@ -3,7 +3,6 @@
 import pytest
 
 import edit_matrix
-from conftest import EDIT_ROW
 from edit_words import Edit
 from edits import EDITS
 from peftbench.stages import RULES
@@ -18,7 +17,7 @@ def matrix(tmp_path_factory):
 @pytest.mark.parametrize("edit", EDITS, ids=[edit.name for edit in EDITS])
 def test_edit(matrix, edit, record_property):
     outcome = matrix.look(edit)
-    record_property(EDIT_ROW, outcome.row)
+    record_property(edit_matrix.EDIT_ROW, outcome.row)
     assert outcome.holds, outcome.got
 
 

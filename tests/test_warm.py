@@ -139,8 +139,8 @@ def test_signals_reach_the_job(place, number):
 import shutil
 import signal
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     sys.exit(2)

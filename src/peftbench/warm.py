@@ -155,7 +155,7 @@ def _connect(start: bool) -> socket.socket:
             return _dial(path)  # another client was faster
         path.unlink(missing_ok=True)
         server = _start_server(path)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + START_SECONDS  # a busy machine starts an interpreter slowly
         while True:
             try:
                 return _dial(path)

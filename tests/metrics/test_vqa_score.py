@@ -287,7 +287,7 @@ def test_wrong_input_names_the_row() -> None:
         vqa_score.score(["a"], examples([["a"], ["b"]]), {})
     with pytest.raises(UserError, match="did you mean 'variant'"):
         vqa_score.score(["a"], examples([["a"]]), {"varient": "official"})
-    with pytest.raises(UserError, match="Invalid enum value 'offical'"):
+    with pytest.raises(UserError, match="variant: 'offical' is not possible; did you mean 'official'"):
         vqa_score.score(["a"], examples([["a"]]), {"variant": "offical"})
 
 
