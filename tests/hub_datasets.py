@@ -569,8 +569,14 @@ def vqav2(folder: Path, rows: int, seed: int) -> None:
 
 
 def karpathy(folder: Path, rows: int) -> None:
+    """The training pictures, then those of the validation set: one of Karpathy's test split, one of "restval"."""
+    places = [("train2014", "train", image) for image in coco_ids("train2014", rows)]
+    places += [
+        ("val2014", ("test", "restval")[number % 2], image)
+        for number, image in enumerate(coco_ids("val2014", rows))
+    ]
     images = []
-    for number, image in enumerate(coco_ids("val2014", rows)):
+    for number, (place, split, image) in enumerate(places):
         sentences = [
             {
                 "tokens": ["a", "man"],
@@ -582,11 +588,11 @@ def karpathy(folder: Path, rows: int) -> None:
         ]
         images.append(
             {
-                "filepath": "val2014",
+                "filepath": place,
                 "sentids": list(range(5)),
-                "filename": f"COCO_val2014_{image:012d}.jpg",
+                "filename": f"COCO_{place}_{image:012d}.jpg",
                 "imgid": number,
-                "split": ("test", "restval")[number % 2],
+                "split": split,
                 "sentences": sentences,
                 "cocoid": image,
             }

@@ -49,7 +49,7 @@ MINIATURE: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "pope": ({"test": 3 * ROWS}, {"test": 3 * ROWS}),
     "textvqa": ({"test": HALF}, {"test": HALF}),
     "gqa": ({"test": ROWS}, {"test": ROWS}),
-    "coco_caption": ({"test": HALF}, {"test": HALF}),
+    "coco_caption": ({"train": ROWS, "test": HALF}, {"train": ROWS, "test": HALF}),
     "aokvqa": ({"train": ROWS, "test": HALF}, {"train": ROWS, "test": HALF}),
 }
 TEN = ("vizwiz", "okvqa", "vqav2", "textvqa")
@@ -308,6 +308,11 @@ def test_evaluation_sets(all_sets: dict[str, Prepared]) -> None:
         assert row.id == str(image)
         assert row.answers == [f"A man with oven {image}, caption {k}." for k in range(5)]
         assert all_sets["coco_caption"].bytes(row) == picture(f"val2014/COCO_val2014_{image:012d}")
+    for number, (image, row) in enumerate(
+        zip(coco_ids("train2014", ROWS), all_sets["coco_caption"].splits["train"], strict=True)
+    ):
+        assert row.target == f"A man with oven {image}, caption 0." and len(row.answers) == 5 + number % 2
+        assert all_sets["coco_caption"].bytes(row) == picture(f"train2014/COCO_train2014_{image:012d}")
 
 
 def test_a_ninth_data_set_is_one_file(all_sets: dict[str, Prepared]) -> None:
