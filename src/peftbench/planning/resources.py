@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.graph import Job, Plan
+from peftbench.jobs import upstream
 from peftbench.planning.operations import RUNTIME_HOST
 from peftbench.planning.plan_cli import HARDWARE_VARIABLE, pick_hardware
 from peftbench.planning.subject import MODEL_STAGES, Subjects
@@ -86,10 +87,7 @@ class Requests:
 
     def _planner(self, job: Job) -> Planner:
         """For the hardware that is named, or the one that suits the job's own model."""
-        upstream = {one.digest: one for one in (job, *job.inputs.values())}
-        for one in list(upstream.values()):
-            upstream.update({above.digest: above for above in one.inputs.values()})
-        asked = Wanted(jobs=upstream, after={}, study={})
+        asked = Wanted(jobs={one.digest: one for one in upstream([job])}, after={}, study={})
         name, hardware = pick_hardware(self.plan, asked, os.environ.get(HARDWARE_VARIABLE) or None)
         if name not in self._planners:
             self._planners[name] = Planner(self.plan, name, hardware, self.root)
