@@ -177,7 +177,8 @@ def test_every_shipped_study_plans_its_jobs(tmp_path: Path, study: str, data: in
 
 
 def test_every_study_is_run_somewhere() -> None:
-    """``demo`` and ``smoke`` here and by ``make demo``; those of the paper in ``test_paper.py``."""
+    """``demo`` and ``smoke`` here and by ``make demo``; the groups in ``test_paper.py`` and ``test_beyond.py``."""
     settings = Settings.from_files(ROOT)
-    others = {name for name in settings.names("study") if settings.study(name).group != "paper"}
+    groups = {"paper", "beyond"}
+    others = {name for name in settings.names("study") if settings.study(name).group not in groups}
     assert others == {"demo", "smoke"}
