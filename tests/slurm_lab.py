@@ -115,7 +115,8 @@ def wait_for(what: Callable[[], object], seconds: float = 60.0, every: float = 0
 class Lab:
     """One cluster."""
 
-    def __init__(self, accounting: bool = False, min_job_age: int = 300) -> None:
+    def __init__(self, accounting: bool = False, min_job_age: int = 300, cpus: int = 8) -> None:
+        """``cpus``: that each node says it has."""
         self.folder = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
         self.accounting = accounting
         self._sql: subprocess.Popen[bytes] | None = None
@@ -129,16 +130,17 @@ class Lab:
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SNAKEMAKE_"))
         } | {"SLURM_CONF": str(self.folder / "slurm.conf")}
-        self._write(min_job_age)
+        self._write(min_job_age, cpus)
 
-    def _write(self, age: int) -> None:
+    def _write(self, age: int, cpus: int) -> None:
         host, user = socket.gethostname().partition(".")[0], getpass.getuser()
         for name in ("state", "dev", *(f"spool/{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True)
         for number in (0, 1):
             (self.folder / f"dev/nvidia{number}").symlink_to("/dev/null")
         nodes = [
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={self.port[node]} CPUs=8 RealMemory=32000 "
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={self.port[node]} "
+            + f"CPUs={cpus} RealMemory=32000 "
             + ("Gres=gpu:a100:2 Feature=a100 " if node.startswith("g") else "")
             + "State=UNKNOWN"
             for node in NODES

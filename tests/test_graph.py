@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from peftbench.canonical import digest_of_text, identity_text
-from peftbench.config import merge
+from peftbench.config import Settings, merge
 from peftbench.errors import UserError
+from peftbench.fingerprint import Fingerprinter
+from peftbench.graph import Plan
 from peftbench.job import Ticket
 from peftbench.spec import SPECS
 from peftbench.views import VIEWS as VIEWS_OF
@@ -86,6 +88,31 @@ def test_tickets_carry_what_the_digest_is_made_of(project):
         )
         if job.stage in SPECS:
             msgspec.convert(ticket.spec, SPECS[job.stage])
+
+
+def test_one_job_is_found_without_planning_all_studies(project, monkeypatch):
+    """A job of a cluster asks for itself alone. What lies beside the tickets says where to begin, and only that."""
+    monkeypatch.chdir(project.root)
+    for name, method in (("aaa", "ia3"), ("zzz", "prefix")):
+        project.write_yaml(
+            f"config/studies/{name}.yaml", study_with(axes=STUDY["axes"] | {"method": method}, title=name)
+        )
+
+    def search(digest):
+        plan = Plan(Settings.from_files(project.root), Fingerprinter(project.root / "src/peftbench"))
+        return plan.job(digest), [name for name in ("aaa", "small", "zzz") if name in plan._studies]
+
+    plan = project.plan("aaa", "small", "zzz")
+    small, last = plan.study("small").scores[1], plan.study("zzz").scores[1]
+    assert search(small.digest) == (small, ["small"])  # that of config.yaml
+    assert search(last.digest) == (last, ["aaa", "small", "zzz"])
+    plan.write_tickets()
+    assert search(last.digest) == (last, ["zzz"])
+    for content in (f'{{"{small.digest}": "zzz"}}', f'{{"{small.digest}": "gone"}}', "[]", "{"):
+        project.write("results/.tickets/studies.json", content)
+        assert search(small.digest)[0] == small
+    with pytest.raises(UserError, match="nothing in the present configuration"):
+        search("0" * 16)
 
 
 def canonical_inputs(job):

@@ -254,9 +254,24 @@ def test_small_jobs_share_a_slurm_job(world, lab):
     one.wait(*tasks, alone)
     assert [task.ended for task in tasks] == ["done"] * 3 + ["error"] + ["done"] * 4
     together = [task.text() for task in tasks if task.text()]
-    assert len(set(together[:5])) == 1 and len(set(together)) == 2 and alone.text() not in together
+    assert len(set(together[:3])) == 1 and len(set(together)) == 2 and alone.text() not in together
     names = [row[2] for row in lab.mine() if "train/tiny" in row[2]]
-    assert sorted(names) == ["train/tiny:2-jobs", "train/tiny:6-jobs"]
+    assert sorted(names) == ["train/tiny:4-jobs"] * 2
+
+
+def test_what_a_shared_job_has_made_is_reported_before_it_ends(world, lab):
+    """What needs it goes on; the others stay watched, and are told apart when the SLURM job fails."""
+    one = world(batch_minutes=1)
+    small = {"slurm_batch": "kind", "slurm_batch_seconds": 10, "runtime": 2}
+    first = one.task("first", "echo ok", **small)
+    second = one.task("second", f"while test ! -e {one.folder}/go; do sleep 0.2; done; echo ok", **small)
+    third = one.task("third", "false", **small)
+    one.run(first, second, third)
+    one.wait(first)
+    assert (second.ended, third.ended) == ("", "") and lab.state(one.id_of(second)) == "RUNNING"
+    (one.folder / "go").touch()
+    one.wait(second, third)
+    assert (first.ended, second.ended, third.ended) == ("done", "done", "error")
 
 
 def test_of_a_shared_job_only_what_is_not_done_runs_again(world, lab):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,13 +155,32 @@ def test_resources_of_several_nodes_and_of_shared_jobs():
 
 
 def test_small_jobs_wait_for_each_other_by_kind():
-    waiting = Waiting(most_seconds=60, wait=0.05)
+    waiting = Waiting(most_seconds=80, wait=0.05)
     one, two = (job(slurm_batch="a", slurm_batch_seconds=40) for _ in range(2))
     other, alone = job(slurm_batch="b", slurm_batch_seconds=1), job(slurm_batch="")
     assert waiting.add([one, alone, other]) == [[alone]] and waiting.due() == []
     assert waiting.add([two]) == [[one, two]]
     threading.Event().wait(0.06)
     assert waiting.due() == [[other]] and waiting.due() == []
+
+
+def test_small_jobs_are_shared_out_evenly():
+    tasks = [job(slurm_batch="a", slurm_batch_seconds=10) for _ in range(8)]
+    assert [len(part) for part in Waiting(most_seconds=60, wait=9).add(tasks)] == [4, 4]
+    assert [len(part) for part in Waiting(most_seconds=80, wait=9).add(tasks)] == [8]
+    assert [len(part) for part in Waiting(most_seconds=0, wait=9).add(tasks)] == [1] * 8
+    uneven = [job(slurm_batch="a", slurm_batch_seconds=s) for s in (100, 1, 1, 1, 1, 1)]
+    assert [len(part) for part in Waiting(most_seconds=60, wait=9).add(uneven)] == [1, 5]
+
+
+def test_small_jobs_do_not_wait_for_ever_while_others_come():
+    waiting = Waiting(most_seconds=1e9, wait=0.05)
+    began, found = time.monotonic(), []
+    while not found and time.monotonic() - began < 5:
+        waiting.add([job(slurm_batch="a", slurm_batch_seconds=1)])
+        threading.Event().wait(0.02)
+        found = waiting.due()
+    assert found and 0.2 <= time.monotonic() - began < 2
 
 
 def sbatch(tmp_path, monkeypatch, *answers):
@@ -260,5 +280,5 @@ print({"pandas", "snakemake_executor_plugin_slurm"} & set(sys.modules))
 def test_rules_ask_for_all_that_is_estimated():
     """The names in ``common.smk``, which must not import planning, are those that planning has."""
     text = (ROOT / "workflow/rules/common.smk").read_text()
-    block = text[text.index("ASKED = {") : text.index("if workflow.is_main_process")]
+    block = text[text.index("ASKED = {") : text.index("if MAIN\n")]
     assert tuple(yaml.safe_load(f"[{block[block.index('in (') + 4 : block.rindex(')')]}]")) == resources.NAMES

@@ -2,9 +2,11 @@
 
 import csv
 import functools
+import itertools
 import json
 import string
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +22,7 @@ from peftbench.jobs import Job as Job
 from peftbench.jobs import Jobs, upstream
 from peftbench.people_file import read_people
 from peftbench.stages import RULES
+from peftbench.store import atomic_bytes
 from peftbench.study import Expander, Run
 from peftbench.views import (
     BlessedCode,
@@ -66,13 +69,47 @@ class Plan(Jobs):
     def __init__(self, settings: Settings, fingerprinter: Fingerprinter | None = None) -> None:
         super().__init__(settings, fingerprinter)
         self._studies: dict[str, StudyPlan] = {}
+        self._study_of: dict[str, str] = {}
+        """Digest -> the study that was planned with it first."""
         self._tables: dict[str, TabulateSpec] = {}
 
     def study(self, name: str) -> StudyPlan:
         """The runs and jobs of a study; ``UserError`` for any mistake in its files."""
         if name not in self._studies:
+            known = len(self.jobs)
             self._studies[name] = self._plan_study(name)
+            self._study_of.update(dict.fromkeys(itertools.islice(self.jobs, known, None), name))
         return self._studies[name]
+
+    def job(self, digest: str) -> Job:
+        """The job of a digest; studies are planned until one has it, the one it was last written for first.
+
+        A job of a cluster asks for one digest: planning all studies would cost it more than all else that it plans.
+        ``UserError`` where the present configuration and code have no such job.
+        """
+        if digest not in self.jobs:
+            names = self.settings.names("study")
+            last = self._read_index().get(digest)
+            for name in sorted(names, key=lambda name: (name != last, name not in self.main.studies)):
+                self.study(name)
+                if digest in self.jobs:
+                    break
+        return super().job(digest)
+
+    def write_tickets(self) -> None:
+        """Lay out the tickets of all planned jobs, and the study of each: a hint for ``job``, whatever it says."""
+        super().write_tickets()
+        atomic_bytes(self._index, canonical_json(self._study_of).encode(), durable=False)
+
+    @property
+    def _index(self) -> Path:
+        return Path(f"{self.results}/.tickets/{INDEX}")
+
+    def _read_index(self) -> dict[str, str]:
+        try:
+            return msgspec.json.decode(self._index.read_bytes(), type=dict[str, str])
+        except (OSError, msgspec.DecodeError):
+            return {}
 
     def scores(self, study: StudyPlan) -> list[str]:
         """Records of all that the table of a study reads, each once."""
@@ -387,6 +424,9 @@ def _cell(run: Run, score: Job, measure: str) -> Cell:
         scores=score.directory,
     )
 
+
+INDEX = "studies.json"
+"""Beside the tickets: digest -> study."""
 
 TABLE_FILES = ("tables/{}.csv", "tables/{}.md", "tables/{}.html", "tables/{}.tex")
 

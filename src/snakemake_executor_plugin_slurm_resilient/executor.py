@@ -255,7 +255,8 @@ class SlurmExecutor(StockExecutor):
             causes = self._causes([pack for pack in watched if pack.slurm_id and not pack.refusal])
         except Exception as error:
             self.logger.warning(f"Looking at SLURM jobs failed ({error!r}): looking again later.")
-        changed = bool(causes)
+        early = self._made_already(active_jobs, causes)
+        changed = bool(causes or early)
         again = {
             pack for pack, cause in causes.items() if cause is not Cause.DONE and self._go_on(pack, cause)
         }
@@ -264,6 +265,9 @@ class SlurmExecutor(StockExecutor):
             if pack.refusal:
                 changed = True
                 self.report_job_error(info, msg=pack.refusal, aux_logs=[str(pack.log)])
+            elif info in early:
+                pack.jobs.remove(info.job)
+                self.report_job_success(info)
             elif pack not in causes:
                 info.external_jobid = pack.slurm_id or info.external_jobid
                 yield info
@@ -287,6 +291,23 @@ class SlurmExecutor(StockExecutor):
         first, last = settings.init_seconds_before_status_checks, settings.max_seconds_between_status_checks
         longer = first if changed else self.next_seconds_between_status_checks * 1.5
         self.next_seconds_between_status_checks = min(max(first, longer), max(first, last))
+
+    def _made_already(
+        self, active_jobs: list[SubmittedJobInfo], ended: dict[Pack, Cause]
+    ) -> list[SubmittedJobInfo]:
+        """Members of running packs whose outputs are there: what needs them need not wait for the others.
+
+        Outputs come to their names whole. One member stays to the end, so that the pack is watched until then.
+        """
+        left: dict[Pack, list[SubmittedJobInfo]] = {}
+        for info in active_jobs:
+            left.setdefault(info.aux["pack"], []).append(info)
+        found = []
+        for pack, infos in left.items():
+            if pack.slurm_id and pack not in ended and not pack.refusal and len(infos) > 1:
+                made = [info for info in infos if pack.made(info.job)]
+                found += made if len(made) < len(infos) else []
+        return found
 
     def _causes(self, watched: list[Pack]) -> dict[Pack, Cause]:
         """Those of the packs that have ended; nothing about any where SLURM does not answer."""

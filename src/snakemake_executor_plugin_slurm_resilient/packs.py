@@ -1,6 +1,7 @@
 """What is submitted as one SLURM job: one Snakemake job, or several small ones that run in turn."""
 
 import hashlib
+import math
 import os
 import re
 import shlex
@@ -14,6 +15,8 @@ from typing import Any
 
 from snakemake_executor_plugin_slurm_resilient.states import START, Cause
 
+LONGEST_WAIT = 4.0
+"""Times the wait after which small jobs wait no longer, though others still come."""
 MEMBERS = re.compile(r"snakemake:([0-9a-f,]+)")
 
 
@@ -185,11 +188,12 @@ class Waiting:
         self.most_seconds, self.wait = most_seconds, wait
         self._lock = threading.Lock()  # jobs come from Snakemake's thread, and leave by the watching one too
         self._jobs: dict[str, list[Any]] = {}
-        self._since: dict[str, float] = {}
+        self._since: dict[str, tuple[float, float]] = {}
+        """Kind -> when the first one came, and the last one."""
 
     def add(self, jobs: Iterable[Any]) -> list[list[Any]]:
         """Take jobs in; lists of jobs that are to be submitted at once: full ones, and those that share nothing."""
-        ready = []
+        ready, now = [], time.monotonic()
         with self._lock:
             for job in jobs:
                 kind = None if job.is_group() else job.resources.get("slurm_batch")
@@ -197,17 +201,43 @@ class Waiting:
                     ready.append([job])
                     continue
                 self._jobs.setdefault(kind, []).append(job)
-                self._since[kind] = time.monotonic()
-                if sum(seconds_of(one) for one in self._jobs[kind]) >= self.most_seconds:
-                    ready.append(self._jobs.pop(kind))
-        return ready
+                self._since[kind] = self._since.get(kind, (now, now))[0], now
+            full = [
+                kind
+                for kind, held in self._jobs.items()
+                if sum(map(seconds_of, held)) >= max(self.most_seconds, 1.0)
+            ]
+            return ready + self._leave(full)
 
     def due(self) -> list[list[Any]]:
-        """Lists of jobs that have waited long enough."""
+        """Lists of jobs that have waited long enough: for a while after the last one came, and not for ever."""
         now = time.monotonic()
         with self._lock:
-            kinds = [kind for kind in self._jobs if now - self._since[kind] >= self.wait]
-            return [self._jobs.pop(kind) for kind in kinds]
+            since = self._since.items()
+            return self._leave(
+                [
+                    kind
+                    for kind, (first, last) in since
+                    if now - last >= self.wait or now - first >= LONGEST_WAIT * self.wait
+                ]
+            )
+
+    def _leave(self, kinds: list[str]) -> list[list[Any]]:
+        for kind in kinds:
+            del self._since[kind]
+        return [part for kind in kinds for part in shares(self._jobs.pop(kind), self.most_seconds)]
+
+
+def shares(jobs: list[Any], most_seconds: float) -> list[list[Any]]:
+    """The jobs in as few lists of at most about so many seconds as there can be, all of about the same length."""
+    total = sum(map(seconds_of, jobs))
+    parts: list[list[Any]] = [[] for _ in range(max(1, math.ceil(total / max(most_seconds, 1.0))))]
+    before = 0.0
+    for job in jobs:
+        middle = before + seconds_of(job) / 2
+        parts[min(int(middle / total * len(parts)), len(parts) - 1)].append(job)
+        before += seconds_of(job)
+    return [part for part in parts if part]
 
 
 def seconds_of(job: Any) -> float:

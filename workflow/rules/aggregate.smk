@@ -84,26 +84,26 @@ for study in filter(lambda study: study.describe, STUDIES):
 
 
 # The claims of the paper, over all studies that they name.
-if PLAN.claims:
+if CLAIMS:
 
     rule test_claims:
         input:
-            ancient(PLAN.scores(PLAN.claims)),
+            ancient(PLAN.scores(CLAIMS)),
         output:
             csv=update("<results>/tables/claims.csv"),
             comparisons=update("<results>/tables/claims_comparisons.csv"),
             md=update("<results>/tables/claims.md"),
             html=update("<results>/tables/claims.html"),
-            marker=update(PLAN.marker(PLAN.claims.claims)),
+            marker=update(PLAN.marker(CLAIMS.claims)),
         log:
             "<logs>/test_claims/claims.log",
         localrule: True
         conda:
             "../../envs/environment.yaml"
         resources:
-            execution=PLAN.execution(PLAN.claims.claims),
+            execution=PLAN.execution(CLAIMS.claims),
         params:
-            ticket=PLAN.ticket_file(PLAN.claims.claims),
+            ticket=PLAN.ticket_file(CLAIMS.claims),
         message:
             "Testing the claims"
         shell:
@@ -112,5 +112,5 @@ if PLAN.claims:
 
     rule claims:
         input:
-            ancient(PLAN.targets(PLAN.claims)),
+            ancient(PLAN.targets(CLAIMS)),
         localrule: True

@@ -23,7 +23,11 @@ configfile: ROOT / "config/config.yaml"
 
 try:
     PLAN = Plan(Settings(config, ROOT))
-    STUDIES = [PLAN.study(name) for name in PLAN.settings.names("study")]
+    # Inside a job of a cluster only that job is planned, when its rule asks for it; tables and targets are made elsewhere.
+    MAIN = workflow.is_main_process
+    STUDIES = [PLAN.study(name) for name in PLAN.settings.names("study") if MAIN]
+    DEFAULT_STUDIES = [PLAN.study(name) for name in PLAN.main.studies if MAIN]
+    CLAIMS = PLAN.claims if MAIN else None
 except UserError as error:
     sys.exit(f"error: {error}")
 
@@ -110,6 +114,6 @@ ASKED = {
         "slurm_batch",
         "slurm_batch_seconds",
     )
-    if workflow.is_main_process
+    if MAIN
     and (workflow.nodes or set(workflow.global_resources) - {"_cores", "_nodes"})
 }

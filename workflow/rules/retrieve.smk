@@ -24,7 +24,7 @@ rule retrieve_source:
 # "snakemake prefetch_<study>" for one.
 rule prefetch:
     input:
-        [ancient(PLAN.retrievals(PLAN.study(name))) for name in PLAN.main.studies],
+        [ancient(PLAN.retrievals(study)) for study in DEFAULT_STUDIES],
     localrule: True
 
 

@@ -29,20 +29,21 @@ def check_targets(arguments):
 
 def begin():
     """Write what each job is told, and what this Snakemake is going to run, for 'peftbench watch'."""
+    if not MAIN:
+        return
+    from peftbench.watch.announce import announce
+
     try:
         PLAN.write_tickets()
     except UserError as error:
         sys.exit(f"error: {error}")
-    if workflow.is_main_process:
-        from peftbench.watch.announce import announce
-
-        needrun = workflow.dag.needrun_jobs(exclude_finished=False)
-        logs = {
-            Path(job.params.ticket).stem: str(job.log[0])
-            for job in needrun
-            if not job.is_norun
-        }
-        AT_WORK.enter_context(announce(PLAN, logs, config))
+    needrun = workflow.dag.needrun_jobs(exclude_finished=False)
+    logs = {
+        Path(job.params.ticket).stem: str(job.log[0])
+        for job in needrun
+        if not job.is_norun
+    }
+    AT_WORK.enter_context(announce(PLAN, logs, config))
 
 
 @functools.cache
@@ -51,12 +52,14 @@ def retry_left_overs():
 
     A dry-run changes no file: it takes their records for missing, as they will be.
     """
-    if not os.path.isdir(f"{PLAN.results}/.failed") or workflow.executor_plugin is None:
+    if not MAIN or workflow.executor_plugin is None:
+        return
+    if not os.path.isdir(f"{PLAN.results}/.failed"):
         return
     from peftbench.reruns.failed import settle, standing_files
 
     files = standing_files(PLAN)
-    if workflow.is_main_process and not workflow.dryrun and not workflow.touch:
+    if not workflow.dryrun and not workflow.touch:
         settle(PLAN)
     elif not workflow.dryrun:
         return
@@ -65,7 +68,7 @@ def retry_left_overs():
 
 def end_with_failures():
     """Name the runs that failed, put them back among what is to be made, and end with status 1 if there are any."""
-    if not workflow.is_main_process:
+    if not MAIN:
         return
     AT_WORK.close()
     from peftbench.reruns.failed import report, settle
@@ -85,8 +88,10 @@ def digests_of(jobs):
 
 def say_costs():
     """What the jobs of a dry-run will take, after all that Snakemake says; nothing in other runs."""
-    if not workflow.dryrun or workflow.dag is None or not workflow.dag.targetjobs:
-        return  # no dry-run, or one that failed before it had a graph
+    if not MAIN or not workflow.dryrun:
+        return
+    if workflow.dag is None or not workflow.dag.targetjobs:
+        return  # it failed before it had a graph
     from peftbench.planning.plan_cli import print_dry_run
 
     run = digests_of(workflow.dag.needrun_jobs(exclude_finished=False))

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from peftbench.errors import UserError
 from peftbench.failures import NOTES
-from peftbench.graph import VIEW_FILES, Plan
+from peftbench.graph import INDEX, VIEW_FILES, Plan
 from peftbench.lease import held_by_other
 from peftbench.reruns.records import Store, digest_in, result_folders
 from peftbench.running import FOLDER as RUNNING
@@ -334,7 +334,7 @@ class Collector:
         """Tickets, and notes of failures, of what nobody wants any more."""
         for kind, folder in (("ticket", ".tickets"), ("failure", NOTES)):
             for path in sorted(_files(self.results / folder)):
-                if path.stem not in self.needed and self._old(path):
+                if path.name != INDEX and path.stem not in self.needed and self._old(path):
                     yield Item(kind=kind, path=path, bytes=path.stat().st_size)
 
     def _announcements(self) -> Iterator[Item]:
