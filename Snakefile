@@ -37,7 +37,7 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        [ancient(PLAN.targets(study)) for study in DEFAULT_STUDIES],
+        ancient(later(PLAN.targets, *DEFAULT_STUDIES)),
     localrule: True
 
 

@@ -87,14 +87,24 @@ class Plan(Jobs):
         A job of a cluster asks for one digest: planning all studies would cost it more than all else that it plans.
         ``UserError`` where the present configuration and code have no such job.
         """
-        if digest not in self.jobs:
-            names = self.settings.names("study")
-            last = self._read_index().get(digest)
-            for name in sorted(names, key=lambda name: (name != last, name not in self.main.studies)):
-                self.study(name)
-                if digest in self.jobs:
-                    break
+        last = self._read_index().get(digest) if digest not in self.jobs else None
+        names = self.settings.names("study")
+        if last in names:
+            self._search(last, digest)
+        for name in sorted(names, key=lambda name: name not in self.main.studies):
+            if digest in self.jobs:
+                break
+            self.study(name)
         return super().job(digest)
+
+    def _search(self, name: str, digest: str) -> None:
+        """Make the jobs of a study, one run after another, until one has the digest."""
+        expander = Expander(name, self.settings)
+        for run in expander.runs() if expander.study.kind == "table" else ():
+            self.score(run, expander.study.metric)
+            if digest in self.jobs:
+                return
+        self.study(name)
 
     def write_tickets(self) -> None:
         """Lay out the tickets of all planned jobs, and the study of each: a hint for ``job``, whatever it says."""

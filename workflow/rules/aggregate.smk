@@ -7,7 +7,7 @@ for study in filter(lambda study: study.tabulate, STUDIES):
         name:
             f"tabulate_study_{study.name}"
         input:
-            ancient(PLAN.scores(study)),
+            ancient(later(PLAN.scores, study)),
         output:
             csv=update(f"<results>/tables/{study.name}.csv"),
             md=update(f"<results>/tables/{study.name}.md"),
@@ -60,7 +60,7 @@ for study in filter(lambda study: study.describe, STUDIES):
         name:
             f"describe_study_{study.name}"
         input:
-            ancient(PLAN.scores(study)),
+            ancient(later(PLAN.scores, study)),
         output:
             csv=update(f"<results>/tables/{study.name}.csv"),
             md=update(f"<results>/tables/{study.name}.md"),
@@ -88,7 +88,7 @@ if CLAIMS:
 
     rule test_claims:
         input:
-            ancient(PLAN.scores(CLAIMS)),
+            ancient(later(PLAN.scores, CLAIMS)),
         output:
             csv=update("<results>/tables/claims.csv"),
             comparisons=update("<results>/tables/claims_comparisons.csv"),
@@ -112,5 +112,5 @@ if CLAIMS:
 
     rule claims:
         input:
-            ancient(PLAN.targets(CLAIMS)),
+            ancient(later(PLAN.targets, CLAIMS)),
         localrule: True

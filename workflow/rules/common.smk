@@ -63,6 +63,11 @@ def records_of(wildcards):
     return [f"{PLAN.results}/{job.record}" for job in job_of(wildcards).inputs.values()]
 
 
+def later(files, *studies):
+    """An input function: files of studies, such as their targets, listed when they are asked for and not before."""
+    return lambda wildcards: [file for study in studies for file in files(study)]
+
+
 def ticket_of(wildcards):
     """The file with all that the job is told; the one param of its rule. Its name holds the job's digest."""
     return PLAN.ticket_file(job_of(wildcards))

@@ -33,27 +33,24 @@ for study in STUDIES:
         name:
             study.name
         input:
-            ancient(PLAN.targets(study)),
+            ancient(later(PLAN.targets, study)),
         localrule: True
 
 
 # Groups of studies: "snakemake paper" makes every table and figure of the paper.
 for group in sorted({study.group for study in STUDIES if study.group}):
+    members = [study for study in STUDIES if study.group == group]
 
     rule:
         name:
             group
         input:
-            [ancient(PLAN.targets(study)) for study in STUDIES if study.group == group],
+            ancient(later(PLAN.targets, *members)),
         localrule: True
 
     rule:
         name:
             f"prefetch_{group}"
         input:
-            [
-                ancient(PLAN.retrievals(study))
-                for study in STUDIES
-                if study.group == group
-            ],
+            ancient(later(PLAN.retrievals, *members)),
         localrule: True

@@ -24,7 +24,7 @@ rule retrieve_source:
 # "snakemake prefetch_<study>" for one.
 rule prefetch:
     input:
-        [ancient(PLAN.retrievals(study)) for study in DEFAULT_STUDIES],
+        ancient(later(PLAN.retrievals, *DEFAULT_STUDIES)),
     localrule: True
 
 
@@ -34,5 +34,5 @@ for study in STUDIES:
         name:
             f"prefetch_{study.name}"
         input:
-            ancient(PLAN.retrievals(study)),
+            ancient(later(PLAN.retrievals, study)),
         localrule: True
