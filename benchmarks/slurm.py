@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -89,13 +90,14 @@ def compare(study: str, cores: int, more: list[str]) -> None:
     try:
         options = ["--profile", "profiles/slurm", "--slurm-resilient-partition", "cpu", *more]
         wall_there, cpu_there = run(study, there, lab.environment, *options)
-        jobs = lab.mine()
     finally:
         lab.stop()
+    said = (there / "said.log").read_text()
+    names = re.findall(r"^(\S+) is SLURM job \d+ \(log", said, re.MULTILINE)
     print(
-        f"{study} on SLURM, {cores} CPUs: {wall_there:.0f} s, {cpu_there:.0f} CPU-s; {len(jobs)} SLURM jobs"
+        f"{study} on SLURM, {cores} CPUs: {wall_there:.0f} s, {cpu_there:.0f} CPU-s; {len(names)} SLURM jobs"
     )
-    for name, count in Counter(row[2].partition(":")[0].partition("/")[0] for row in jobs).most_common():
+    for name, count in Counter(re.split("[:/]", name)[0] for name in names).most_common():
         print(f"  {count:3d} {name}")
     first, second = content(here / "results"), content(there / "results")
     equal = first == second

@@ -9,7 +9,7 @@ from peftbench.graph import Job, Plan
 from peftbench.jobs import upstream
 from peftbench.planning.operations import RUNTIME_HOST
 from peftbench.planning.plan_cli import HARDWARE_VARIABLE, pick_hardware
-from peftbench.planning.subject import MODEL_STAGES, Subjects
+from peftbench.planning.subject import Subjects
 from peftbench.planning.totals import Planned, Planner
 from peftbench.planning.wanted import Wanted
 from peftbench.spec import Execution
@@ -25,6 +25,10 @@ TIME_GROWTH, MEMORY_GROWTH = 2.0, 1.5
 """Per further attempt: a job that was stopped for asking too little asks for more."""
 SHARED = ("train", "expose")
 """Stages whose work ``execution.processes`` and ``nodes`` share."""
+FORKED = ("build", "expose", "train", "predict")
+"""Stages of a cluster whose jobs, on a CPU, are forks of the warm worker."""
+WORKER_PROCESSES = 2
+"""Of the warm worker, beside such a job. They share its memory, but clusters without cgroups count it once for each."""
 SMALL_SECONDS = 120.0
 """Jobs expected to take less are worth no place in a queue of their own: those of one kind may share one."""
 NAMES = ("gpu", "nodes", "runtime", "mem_mb", "cpus_per_task", "slurm_batch", "slurm_batch_seconds")
@@ -44,8 +48,8 @@ def resources_of(job: Planned, attempt: int = 1, execution: Execution | None = N
     processes, nodes = (execution.processes, execution.nodes) if shared else (1, 1)
     minutes = job.seconds / 60.0 * (TIME_MARGIN + DEVIATIONS * job.error)
     megabytes = processes * job.host_memory / 1e6 * MEMORY_MARGIN
-    if job.stage in MODEL_STAGES and not job.gpu_seconds and execution.worker == "shared":
-        megabytes += RUNTIME_HOST / 1e6  # the warm worker, which the job is a fork of
+    if job.stage in FORKED and not job.gpu_seconds and execution.worker == "shared":
+        megabytes += WORKER_PROCESSES * RUNTIME_HOST / 1e6
     small = job.seconds <= SMALL_SECONDS and processes * nodes == 1
     return {
         "gpu": processes * nodes if job.gpu_seconds else 0,
