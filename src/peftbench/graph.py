@@ -82,29 +82,28 @@ class Plan(Jobs):
         return self._studies[name]
 
     def job(self, digest: str) -> Job:
-        """The job of a digest; studies are planned until one has it, the one it was last written for first.
+        """The job of a digest; runs and studies are planned until one has it, those it was last written for first.
 
-        A job of a cluster asks for one digest: planning all studies would cost it more than all else that it plans.
+        A job of a cluster asks for its own digest alone: planning all studies would cost it more than all else.
         ``UserError`` where the present configuration and code have no such job.
         """
-        last = self._read_index().get(digest) if digest not in self.jobs else None
-        names = self.settings.names("study")
-        if last in names:
-            self._search(last, digest)
-        for name in sorted(names, key=lambda name: name not in self.main.studies):
-            if digest in self.jobs:
-                break
-            self.study(name)
+        if digest not in self.jobs:
+            self._search(digest)
         return super().job(digest)
 
-    def _search(self, name: str, digest: str) -> None:
-        """Make the jobs of a study, one run after another, until one has the digest."""
-        expander = Expander(name, self.settings)
-        for run in expander.runs() if expander.study.kind == "table" else ():
-            self.score(run, expander.study.metric)
+    def _search(self, digest: str) -> None:
+        names, last = self.settings.names("study"), self._read_index().get(digest)
+        if last in names:
+            expander = Expander(last, self.settings)
+            for run in expander.runs() if expander.study.kind == "table" else ():
+                self.score(run, expander.study.metric)
+                if digest in self.jobs:
+                    return
+            self.study(last)
+        for name in sorted(names, key=lambda name: name not in self.main.studies):
             if digest in self.jobs:
                 return
-        self.study(name)
+            self.study(name)
 
     def write_tickets(self) -> None:
         """Lay out the tickets of all planned jobs, and the study of each: a hint for ``job``, whatever it says."""
