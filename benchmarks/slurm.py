@@ -2,6 +2,7 @@
 
     python benchmarks/slurm.py             # the demo here, then on a real SLURM with as many CPUs, both from nothing
     python benchmarks/slurm.py --parse     # the Snakefile over bare Snakemake: on a login node, and in a job
+    python benchmarks/slurm.py --small     # how many jobs of the full paper are small enough to share SLURM jobs
 
 The first starts a SLURM of its own (Debian packages slurmctld, slurmd, slurm-client), runs the demo with
 ``profiles/slurm`` as it is shipped, and checks that tables, weights and answers are equal bit for bit. Wants a machine
@@ -30,6 +31,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from peftbench.config import Settings  # noqa: E402
 from peftbench.graph import Plan  # noqa: E402
 from peftbench.jobs import upstream  # noqa: E402
+from peftbench.planning.plan_cli import HARDWARE_VARIABLE  # noqa: E402
+from peftbench.planning.resources import Requests  # noqa: E402
 from slurm_lab import Lab, lacking  # noqa: E402
 
 SAME = ("*.safetensors", "*.parquet", "tables/*.csv")
@@ -156,18 +159,36 @@ def parse(repeats: int) -> None:
         print(f"  {title}: + {login:.2f} on a login node, + {node:.2f} in a job")
 
 
+def small(hardware: str) -> None:
+    """Jobs of the full paper that share SLURM jobs, and how long the shortest ones take, by the estimates."""
+    os.environ[HARDWARE_VARIABLE] = hardware
+    plan = Plan(Settings.from_files(ROOT, [ROOT / "config/paper.yaml"]))
+    for study in plan.settings.names("study"):
+        if plan.settings.study(study).group == "paper":
+            plan.study(study)
+    requests = Requests(plan, ROOT)
+    for stage in ("train", "predict"):
+        asked = [requests.of(job) for job in plan.jobs.values() if job.stage == stage]
+        share = sum(bool(one["slurm_batch"]) for one in asked)
+        print(f"{stage}: {len(asked)} jobs, {share} share SLURM jobs; {hardware}")
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parse", action="store_true", help="measure parsing, not the demo")
+    parser.add_argument("--small", action="store_true", help="count jobs that share SLURM jobs")
+    parser.add_argument("--hardware", default="a100-80gb", help="of --small: a file of config/hardware")
     parser.add_argument("--study", default="demo", help="what is run (default: demo)")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 2)
     parser.add_argument("--repeats", type=int, default=6, help="of each parse; the least counts")
     arguments, more = parser.parse_known_args()
     if arguments.parse:
         parse(arguments.repeats)
+    elif arguments.small:
+        small(arguments.hardware)
     else:
         compare(arguments.study, arguments.cores, more)
 
