@@ -300,8 +300,8 @@ def test_ten_thousand_runs_expand_linearly_and_fast(project):
         return time.process_time() - start
 
     small, large = seconds(125), seconds(1250)
-    assert large < 5.0  # 10,000 runs; 2 s on an idle machine
-    assert large < 15 * max(small, 0.1)
+    assert large < 10.0  # 10,000 runs; 2 s on an idle machine, 4.5 s on one that is slow and busy
+    assert large < 30 * max(small, 0.1)  # ten times the runs; what grows with their square takes a hundred times
 
 
 def test_planning_imports_nothing_heavy():
