@@ -33,10 +33,8 @@ from peftbench.graph import Plan  # noqa: E402
 from peftbench.jobs import upstream  # noqa: E402
 from peftbench.planning.plan_cli import HARDWARE_VARIABLE  # noqa: E402
 from peftbench.planning.resources import Requests  # noqa: E402
-from slurm_lab import Lab, lacking  # noqa: E402
+from slurm_lab import Lab, content, lacking  # noqa: E402
 
-SAME = ("*.safetensors", "*.parquet", "tables/*.csv")
-"""What must be equal bit for bit."""
 CONFIGURATIONS: dict[str, list[str]] = {
     "config.yaml": [],
     "paper.yaml": ["--configfile", "config/paper.yaml"],
@@ -53,12 +51,6 @@ def busy() -> float:
     """CPU seconds of this machine since it was started, whoever had them."""
     times = psutil.cpu_times()
     return float(times.user + times.system + times.nice)
-
-
-def content(results: Path) -> dict[str, bytes]:
-    """Bytes by name of what must be equal."""
-    paths = [path for pattern in SAME for path in sorted(results.rglob(pattern))]
-    return {str(path.relative_to(results)): path.read_bytes() for path in paths}
 
 
 def run(study: str, folder: Path, environment: dict[str, str], *options: str) -> tuple[float, float]:
@@ -160,7 +152,7 @@ def parse(repeats: int) -> None:
 
 
 def small(hardware: str) -> None:
-    """Jobs of the full paper that share SLURM jobs, and how long the shortest ones take, by the estimates."""
+    """How many jobs of the full paper share SLURM jobs, by the estimates."""
     os.environ[HARDWARE_VARIABLE] = hardware
     plan = Plan(Settings.from_files(ROOT, [ROOT / "config/paper.yaml"]))
     for study in plan.settings.names("study"):

@@ -24,6 +24,8 @@ VARIABLE = "PEFTBENCH_SLURM_TESTS"
 DAEMONS = ("slurmctld", "slurmd", "squeue")
 ACCOUNTING = ("slurmdbd", "mariadbd", "sacct")
 NODES = ("c1", "c2", "g1", "g2")
+SAME = ("*.safetensors", "*.parquet", "tables/*.csv")
+"""Of results made on SLURM and elsewhere, what must be equal bit for bit: data, weights, answers, scores, tables."""
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 CONF = """
@@ -93,6 +95,12 @@ StoragePass=slurm
 StorageLoc=slurm_acct_db
 CommitDelay=1
 """
+
+
+def content(results: Path) -> dict[str, bytes]:
+    """Bytes by name of what must be equal."""
+    paths = [path for pattern in SAME for path in sorted(results.rglob(pattern))]
+    return {str(path.relative_to(results)): path.read_bytes() for path in paths}
 
 
 def lacking(accounting: bool = False) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slurm_lab import VARIABLE, Lab, lacking, wait_for
+from slurm_lab import VARIABLE, Lab, content, lacking, wait_for
 
 if lacking() and not os.environ.get(VARIABLE):
     pytest.skip(f"tests of SLURM: {lacking()}", allow_module_level=True)
@@ -33,8 +33,6 @@ QUICK = {
     "partition": "cpu",
 }
 TOKEN = "hf_PLANTEDtokenPLANTEDtoken"
-SAME = ("*.safetensors", "*.parquet", "tables/*.csv")
-"""What must be equal bit for bit: data, weights, answers, scores, tables."""
 
 
 def words(**settings) -> list[str]:
@@ -92,14 +90,6 @@ class Study:
         assert done.returncode == 0, done.stdout[-8000:]
         return done.stdout
 
-    def content(self, folder: str) -> dict[str, bytes]:
-        results = self.root / folder / "results"
-        return {
-            str(path.relative_to(results)): path.read_bytes()
-            for pattern in SAME
-            for path in sorted(results.rglob(pattern))
-        }
-
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
@@ -109,7 +99,7 @@ def study(tmp_path_factory):
 def test_a_study_on_slurm_gives_the_same_bits_as_on_this_machine(study, lab):
     study.run("here")
     said = study.run("there", lab)
-    here, there = study.content("here"), study.content("there")
+    here, there = (content(study.root / name / "results") for name in ("here", "there"))
     assert len([name for name in here if name.endswith("adapter_model.safetensors")]) == 2
     assert here.keys() == there.keys() and here == there
     assert "submitted again" not in said, re.findall(".*submitted again.*", said)
